@@ -1,0 +1,11 @@
+"""Losses and layers for multi-label learning where labels depend on each other.
+
+Parts are imported from here, as functions from :mod:`mlcorr.functional`, scores from :mod:`mlcorr.metrics`, and
+assembled systems from :mod:`mlcorr.systems`.
+"""
+
+from mlcorr.losses import AsymmetricLoss, BinaryCrossEntropyLoss, MLDLoss, MultiOrderDependencyLoss
+
+__version__ = "0.1.0.dev0"
+
+__all__ = ["AsymmetricLoss", "BinaryCrossEntropyLoss", "MLDLoss", "MultiOrderDependencyLoss"]

@@ -1,0 +1,20 @@
+"""The precision in which losses compute, whatever the precision of their inputs."""
+
+from __future__ import annotations
+
+import contextlib
+
+import torch
+
+
+def compute_dtype(*tensors: torch.Tensor) -> torch.dtype:
+    """float64 if a tensor has it, else float32: half precision is only a format to come in."""
+    return torch.float64 if any(tensor.dtype == torch.float64 for tensor in tensors) else torch.float32
+
+
+def no_autocast(tensor: torch.Tensor) -> contextlib.AbstractContextManager[object]:
+    """Context in which autocast does not send our float32 matrix products back to half precision."""
+    device_type = tensor.device.type
+    if torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
+        return torch.autocast(device_type, enabled=False)
+    return contextlib.nullcontext()

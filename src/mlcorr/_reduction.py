@@ -1,0 +1,28 @@
+"""The one reduction that every loss uses."""
+
+from __future__ import annotations
+
+from typing import Literal, TypeAlias
+
+import torch
+
+Reduction: TypeAlias = Literal["none", "mean", "sum", "batchmean"]
+REDUCTIONS: tuple[Reduction, ...] = ("none", "mean", "sum", "batchmean")
+
+
+def reduce(loss: torch.Tensor, valid: torch.Tensor | None, reduction: Reduction) -> torch.Tensor:
+    """Reduce a loss per entry of shape (..., C), whose entries outside ``valid`` are zero already.
+
+    ``"mean"`` divides by the number of valid entries, ``"batchmean"`` by the number of rows (all
+    dimensions but the last) with a valid entry. Where there is none, the result is 0.
+    """
+    if reduction == "none":
+        return loss
+    total = loss.sum()
+    if reduction == "sum":
+        return total
+    if valid is None:
+        count = loss.numel() if reduction == "mean" else loss.shape[:-1].numel()
+        return total / max(count, 1)
+    counted = valid if reduction == "mean" else valid.any(dim=-1)
+    return total / counted.sum().clamp(min=1)

@@ -1,0 +1,28 @@
+"""Targets as every loss and metric reads them: 0/1 or soft, −1 for an unknown label."""
+
+from __future__ import annotations
+
+import torch
+
+from mlcorr._checks import check_same, check_tensor
+
+_UNSIGNED = (torch.bool, torch.uint8)
+
+
+def check_target(name: str, value: object, other_name: str, other: torch.Tensor) -> torch.Tensor:
+    """Return ``value`` if it is a real tensor of the shape and device of ``other``."""
+    target = check_tensor(name, value)
+    if target.is_complex():
+        raise TypeError(f"{name}: expected a bool, integer or floating-point tensor, got {target.dtype}")
+    check_same(name, target, other_name, other)
+    return target
+
+
+def split_target(target: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Return the target in ``dtype`` with unknown labels set to 0, and where it is known.
+
+    The second is None where the dtype of ``target`` has no negative numbers, so that all is known.
+    """
+    if target.dtype in _UNSIGNED:
+        return target.to(dtype), None
+    return target.clamp(min=0).to(dtype), target >= 0

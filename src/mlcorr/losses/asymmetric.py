@@ -1,0 +1,194 @@
+"""The asymmetric loss (ASL): positives and negatives are focused apart, easy negatives are dropped."""
+
+from __future__ import annotations
+
+from typing import Literal, TypeAlias
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mlcorr._checks import check_broadcastable, check_choice, check_floating, check_number
+from mlcorr._precision import compute_dtype, no_autocast
+from mlcorr._reduction import REDUCTIONS, Reduction, reduce
+from mlcorr._targets import check_target, split_target
+
+Inputs: TypeAlias = Literal["logits", "probabilities"]
+
+
+def asymmetric_loss(
+    input: Tensor,
+    target: Tensor,
+    *,
+    gamma_neg: float = 4.0,
+    gamma_pos: float = 1.0,
+    clip: float = 0.05,
+    detach_focal: bool = True,
+    inputs: Inputs = "logits",
+    reduction: Reduction = "sum",
+    weight: Tensor | None = None,
+    pos_weight: Tensor | None = None,
+) -> Tensor:
+    r"""Σ of −y·(1 − p)^γ⁺·log p − (1 − y)·q^γ⁻·log(1 − q), with q = max(p − clip, 0) and p = σ(input).
+
+    Args:
+        input: Logits (..., C), or probabilities with ``inputs="probabilities"``; float16, bfloat16, float32 or
+            float64.
+        target: (..., C), 0/1 or soft in [0, 1], bool, integer or floating point; −1 is an unknown label and has
+            neither loss nor gradient.
+        gamma_neg: Focusing exponent γ⁻ >= 0 of negatives.
+        gamma_pos: Focusing exponent γ⁺ >= 0 of positives.
+        clip: Probability margin in [0, 1]: negatives below it cost nothing.
+        detach_focal: Treat (1 − p)^γ⁺ and q^γ⁻ as constants in the gradient, as the official code does by default.
+        inputs: "logits" or "probabilities" in [0, 1]; of probabilities the logarithms are clamped at −100.
+        reduction: "sum" (the official code's), "mean" over known entries, "batchmean" or "none".
+        weight: Factor per label (C,) or any shape that broadcasts to the input's.
+        pos_weight: Factor (C,) on the positive term.
+
+    Returns:
+        Scalar, or (..., C) for "none"; float32, or float64 for float64 input. Nothing known gives 0.
+
+    Raises:
+        TypeError: ``input`` is no floating-point tensor, or a parameter no number.
+        ValueError: Shapes or devices differ, or a parameter is outside its range.
+
+    Differs from the authors' code:
+        Equal to it for 0/1 targets with its eps at 0. Value and gradient are finite for every finite logit in every
+        dtype and for every γ (the official code clamps log p at log 1e-8 and so gives a positive below logit −18 no
+        gradient, and is NaN for 0 < γ < 1 where p − clip reaches 0); soft targets mix the two terms; unknown labels
+        are ignored; the global gradient mode is never touched.
+
+    Reference:
+        Ridnik et al., "Asymmetric Loss For Multi-Label Classification", ICCV 2021.
+
+    Example:
+        >>> import torch
+        >>> from mlcorr.functional import asymmetric_loss
+        >>> asymmetric_loss(torch.tensor([[2.0, -1.0, 0.5]]), torch.tensor([[1, 0, -1]]))
+        tensor(0.0157)
+    """
+    check_choice("inputs", inputs, ("logits", "probabilities"))
+    check_choice("reduction", reduction, REDUCTIONS)
+    gamma_neg = check_number("gamma_neg", gamma_neg, minimum=0.0)
+    gamma_pos = check_number("gamma_pos", gamma_pos, minimum=0.0)
+    clip = check_number("clip", clip, minimum=0.0, maximum=1.0)
+    check_floating("input", input)
+    check_target("target", target, "input", input)
+    for name, factor in (("weight", weight), ("pos_weight", pos_weight)):
+        if factor is not None:
+            check_broadcastable(name, factor, "input", input)
+
+    x = input.to(compute_dtype(input))
+    y, known = split_target(target, x.dtype)
+    if known is not None:
+        x = torch.where(known, x, 0.5)  # a NaN at an unknown label reaches neither value nor gradient
+    with no_autocast(x):
+        p, log_p, log_not_p = _log_probabilities(x, inputs)
+        positive = _focus(log_not_p, gamma_pos, detach_focal) * -log_p
+        negative = _negative_term(p, log_p, log_not_p, gamma_neg, clip, detach_focal)
+    if pos_weight is not None:
+        positive = positive * pos_weight.to(x.dtype)
+    loss = y * positive + (1 - y) * negative
+    if weight is not None:
+        loss = loss * weight.to(x.dtype)
+    if known is not None:
+        loss = torch.where(known, loss, 0.0)
+    return reduce(loss, known, reduction)
+
+
+class AsymmetricLoss(nn.Module):
+    """Module of :func:`mlcorr.functional.asymmetric_loss`; the defaults, a sum among them, are the official code's.
+
+    Parameters are those of the function; ``weight`` and ``pos_weight`` become buffers, so that they move with
+    ``.to()``.
+
+    Shape:
+        - input, target: (..., C).
+        - Output: (), or (..., C) with ``reduction="none"``.
+
+    Example:
+        >>> import torch
+        >>> from mlcorr import AsymmetricLoss
+        >>> loss = AsymmetricLoss(gamma_pos=0.0, reduction="batchmean")
+        >>> logits = torch.tensor([[-30.0, -30.0]], requires_grad=True)
+        >>> loss(logits, torch.tensor([[1, 0]])).backward()
+        >>> logits.grad
+        tensor([[-1., 0.]])
+    """
+
+    weight: Tensor | None
+    pos_weight: Tensor | None
+
+    def __init__(
+        self,
+        *,
+        gamma_neg: float = 4.0,
+        gamma_pos: float = 1.0,
+        clip: float = 0.05,
+        detach_focal: bool = True,
+        inputs: Inputs = "logits",
+        reduction: Reduction = "sum",
+        weight: Tensor | None = None,
+        pos_weight: Tensor | None = None,
+    ) -> None:
+        super().__init__()
+        check_choice("inputs", inputs, ("logits", "probabilities"))
+        check_choice("reduction", reduction, REDUCTIONS)
+        self.gamma_neg = check_number("gamma_neg", gamma_neg, minimum=0.0)
+        self.gamma_pos = check_number("gamma_pos", gamma_pos, minimum=0.0)
+        self.clip = check_number("clip", clip, minimum=0.0, maximum=1.0)
+        self.detach_focal = detach_focal
+        self.inputs = inputs
+        self.reduction = reduction
+        self.register_buffer("weight", weight)
+        self.register_buffer("pos_weight", pos_weight)
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        """Return the loss; see :func:`mlcorr.functional.asymmetric_loss`."""
+        return asymmetric_loss(
+            input,
+            target,
+            gamma_neg=self.gamma_neg,
+            gamma_pos=self.gamma_pos,
+            clip=self.clip,
+            detach_focal=self.detach_focal,
+            inputs=self.inputs,
+            reduction=self.reduction,
+            weight=self.weight,
+            pos_weight=self.pos_weight,
+        )
+
+    def extra_repr(self) -> str:
+        """Return the configuration for ``print``."""
+        return (
+            f"gamma_neg={self.gamma_neg:g}, gamma_pos={self.gamma_pos:g}, clip={self.clip:g}, "
+            f"detach_focal={self.detach_focal}, inputs={self.inputs!r}, reduction={self.reduction!r}"
+        )
+
+
+def _log_probabilities(x: Tensor, inputs: Inputs) -> tuple[Tensor, Tensor, Tensor]:
+    """Return p, log p and log(1 − p)."""
+    if inputs == "logits":
+        return x.sigmoid(), F.logsigmoid(x), F.logsigmoid(-x)
+    # PyTorch's own clamps: logarithms at −100, and 1e-12 under the fraction in their gradients.
+    log_p = -F.binary_cross_entropy(x, torch.ones_like(x), reduction="none")
+    log_not_p = -F.binary_cross_entropy(x, torch.zeros_like(x), reduction="none")
+    return x, log_p, log_not_p
+
+
+def _focus(log_base: Tensor, gamma: float, detach: bool) -> Tensor:
+    """base^γ as exp(γ·log base): its gradient γ·base^γ·(log base)′ has no base^(γ − 1), infinite at 0 for γ < 1."""
+    return torch.exp(gamma * (log_base.detach() if detach else log_base))
+
+
+def _negative_term(p: Tensor, log_p: Tensor, log_not_p: Tensor, gamma: float, clip: float, detach: bool) -> Tensor:
+    """−q^γ·log(1 − q) for q = max(p − clip, 0)."""
+    if clip < torch.finfo(p.dtype).tiny:
+        return _focus(log_p, gamma, detach) * -log_not_p
+    above = p > clip
+    q = torch.where(above, p - clip, 0.25)  # any number with a finite logarithm: the last line drops it
+    # Near q = 0, log1p keeps what 1 − q rounds away; near p = 1, (1 − p) + clip does. Each branch of a `where` must
+    # have a finite gradient on its own, so that the one not taken gets a harmless argument.
+    small = q < 0.5
+    log_not_q = torch.where(small, torch.log1p(-torch.where(small, q, 0.0)), torch.log(log_not_p.exp() + clip))
+    return torch.where(above, _focus(q.log(), gamma, detach) * -log_not_q, 0.0)

@@ -1,0 +1,178 @@
+"""Multi-label logits distillation (MLD): every label's probability is distilled as a Bernoulli distribution."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, TypeAlias
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mlcorr._checks import check_broadcastable, check_choice, check_floating, check_mask, check_number, check_same
+from mlcorr._precision import compute_dtype, no_autocast
+from mlcorr._reduction import REDUCTIONS, Reduction, reduce
+
+Inputs: TypeAlias = Literal["logits", "probabilities"]
+
+
+def mld_loss(
+    student: Tensor,
+    teacher: Tensor,
+    mask: Tensor | None = None,
+    *,
+    temperature: float = 1.0,
+    weight: Tensor | None = None,
+    inputs: Inputs = "logits",
+    reduction: Reduction = "batchmean",
+) -> Tensor:
+    r"""Σ_k KL(Bernoulli(t_k) ‖ Bernoulli(s_k)), averaged over the batch as in L2D and MDKD.
+
+    With p = σ(logit / temperature), temperature² · Σ_k [ t_k·log(t_k/s_k) + (1 − t_k)·log((1 − t_k)/(1 − s_k)) ].
+    The gradient to a student's logit is temperature · (s − t), exactly 0 where student and teacher agree.
+
+    Args:
+        student: Logits (..., C) of the student, or probabilities with ``inputs="probabilities"``; float16, bfloat16,
+            float32 or float64.
+        teacher: The same of the teacher. It gets a gradient if it requires one.
+        mask: Boolean (..., C), True where the entry counts.
+        temperature: > 0; divides the logits as in Hinton et al., and its square multiplies the loss. Only 1 with
+            ``inputs="probabilities"``.
+        weight: Factor per label (C,) or any shape that broadcasts to the inputs'.
+        inputs: "logits" or "probabilities" in [0, 1]; of probabilities the logarithms are clamped at −100.
+        reduction: "batchmean" (sum over labels, mean over rows with a valid entry), "mean" over valid entries,
+            "sum" or "none".
+
+    Returns:
+        Scalar, or (..., C) for "none"; float32, or float64 when an input is float64. No valid entry gives 0.
+
+    Raises:
+        TypeError: An input is no floating-point tensor, or the mask not boolean.
+        ValueError: Shapes or devices differ, or a parameter is outside its range.
+
+    Differs from the authors' code:
+        L2D takes logarithms of probabilities plus 1e-8, which in float32 is NaN or infinite for confident logits;
+        here everything is formed from the logits and finite for all of them.
+
+    Reference:
+        Yang et al., "Multi-Label Knowledge Distillation", ICCV 2023; Eq. 2 of MDKD (ACM Multimedia 2024).
+
+    Example:
+        >>> import torch
+        >>> from mlcorr.functional import mld_loss
+        >>> mld_loss(torch.tensor([[0.0, 0.0]]), torch.tensor([[0.0, 1e4]]))
+        tensor(0.6931)
+    """
+    check_choice("inputs", inputs, ("logits", "probabilities"))
+    check_choice("reduction", reduction, REDUCTIONS)
+    temperature = check_number("temperature", temperature, minimum=0.0, exclusive=True)
+    if inputs == "probabilities" and temperature != 1.0:
+        raise ValueError(f"temperature: expected 1 with inputs='probabilities', got {temperature:g}; pass logits")
+    check_floating("student", student)
+    check_floating("teacher", teacher)
+    check_same("teacher", teacher, "student", student)
+    if mask is not None:
+        check_mask("mask", mask, "student", student)
+    if weight is not None:
+        check_broadcastable("weight", weight, "student", student)
+    dtype = compute_dtype(student, teacher)
+    student, teacher = student.to(dtype), teacher.to(dtype)
+    if mask is not None:
+        # Before the mathematics, so that a NaN in a masked entry reaches neither value nor gradient.
+        student, teacher = torch.where(mask, student, 0.0), torch.where(mask, teacher, 0.0)
+    if inputs == "logits":
+        if temperature != 1.0:
+            student, teacher = student / temperature, teacher / temperature
+        divergence: Tensor = _BernoulliDivergence.apply(student, teacher)
+        if temperature != 1.0:
+            divergence = divergence * (temperature * temperature)
+    else:
+        with no_autocast(student):
+            divergence = F.binary_cross_entropy(student, teacher, reduction="none")
+            divergence = divergence - F.binary_cross_entropy(teacher, teacher, reduction="none")
+    if weight is not None:
+        divergence = divergence * weight.to(dtype)
+    return reduce(divergence, mask, reduction)
+
+
+class MLDLoss(nn.Module):
+    """Module of :func:`mlcorr.functional.mld_loss`; the default is L2D's and MDKD's: sum over labels, batch mean.
+
+    Parameters are those of the function; ``weight`` becomes a buffer, so that it moves with ``.to()``.
+
+    Shape:
+        - student, teacher, mask: (..., C).
+        - Output: (), or (..., C) with ``reduction="none"``.
+
+    Example:
+        >>> import torch
+        >>> from mlcorr import MLDLoss
+        >>> MLDLoss(temperature=2.0)(torch.zeros(4, 3), torch.full((4, 3), 2.0))
+        tensor(1.3313)
+    """
+
+    weight: Tensor | None
+
+    def __init__(
+        self,
+        *,
+        temperature: float = 1.0,
+        weight: Tensor | None = None,
+        inputs: Inputs = "logits",
+        reduction: Reduction = "batchmean",
+    ) -> None:
+        super().__init__()
+        check_choice("inputs", inputs, ("logits", "probabilities"))
+        check_choice("reduction", reduction, REDUCTIONS)
+        self.temperature = check_number("temperature", temperature, minimum=0.0, exclusive=True)
+        self.inputs = inputs
+        self.reduction = reduction
+        self.register_buffer("weight", weight)
+
+    def forward(self, student: Tensor, teacher: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Return the loss; see :func:`mlcorr.functional.mld_loss`."""
+        return mld_loss(
+            student,
+            teacher,
+            mask,
+            temperature=self.temperature,
+            weight=self.weight,
+            inputs=self.inputs,
+            reduction=self.reduction,
+        )
+
+    def extra_repr(self) -> str:
+        """Return the configuration for ``print``."""
+        return f"temperature={self.temperature:g}, inputs={self.inputs!r}, reduction={self.reduction!r}"
+
+
+class _BernoulliDivergence(torch.autograd.Function):
+    """KL(Bernoulli(σ(t)) ‖ Bernoulli(σ(s))) of logits, entry by entry.
+
+    KL = softplus(s) − softplus(t) + σ(t)·(t − s) is unchanged when both logits change sign. It is evaluated on the
+    side where the teacher's is negative: there softplus(t) and σ(t) keep full relative precision however confident
+    the teacher is, and a student that agrees with it is compared without cancellation of large numbers.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(student: Tensor, teacher: Tensor) -> Tensor:
+        flipped = torch.where(teacher > 0, -student, student)
+        negative = -teacher.abs()
+        divergence = F.logsigmoid(-negative) - F.logsigmoid(-flipped)
+        return torch.addcmul(divergence, negative.sigmoid(), negative - flipped)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:  # noqa: ARG004
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        student, teacher = ctx.saved_tensors
+        probability = teacher.sigmoid()
+        grad_student = grad_teacher = None
+        if ctx.needs_input_grad[0]:
+            grad_student = grad * (student.sigmoid() - probability)
+        if ctx.needs_input_grad[1]:
+            grad_teacher = grad * (teacher - student) * (probability * teacher.neg().sigmoid())
+        return grad_student, grad_teacher

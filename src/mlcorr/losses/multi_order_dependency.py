@@ -1,0 +1,283 @@
+"""Multi-order label dependency distillation (MDKD)."""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Iterable, Mapping
+from typing import Literal, NamedTuple, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from mlcorr._checks import check_choice, check_floating, check_number, check_same
+from mlcorr._precision import compute_dtype
+from mlcorr._reduction import REDUCTIONS, Reduction, reduce
+from mlcorr.ops import norder
+
+Inputs: TypeAlias = Literal["logits", "probabilities"]
+Normalization: TypeAlias = Literal["sequences", "labels"]
+
+
+class _Configuration(NamedTuple):
+    """What a call needs beside its tensors, checked."""
+
+    orders: norder.Orders
+    level: norder.Level
+    delta: float
+    batch_dependency: norder.BatchDependency
+    normalization: Normalization
+    inputs: Inputs
+    reduction: Reduction
+    backend: norder.Backend
+
+
+def multi_order_dependency_loss(
+    student: Tensor,
+    teacher: Tensor,
+    mask: Tensor | None = None,
+    *,
+    orders: Iterable[int] | Mapping[int, float] = (2, 3, 4),
+    level: norder.Level = "both",
+    delta: float = 1.0,
+    batch_dependency: norder.BatchDependency = "mean_square",
+    normalization: Normalization = "sequences",
+    inputs: Inputs = "logits",
+    reduction: Reduction = "mean",
+    samples: int | None = None,
+    backend: norder.Backend = "auto",
+    group: object | None = None,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    r"""Sum over orders n of λ_n·(mean over instances of L_n(Φ), plus L_n(Ψ)), the distillation terms of MDKD's paper.
+
+    With probabilities s (student) and t (teacher), the dependency of two labels is
+    Φ_i(k, l) = (p_ik − p_il)² in instance i and Ψ(k, l) = mean_i Φ_i(k, l) in the batch, the dependency of a
+    sequence of n labels is the mean over its n − 1 consecutive pairs, and
+
+    L_n = mean over all sequences of n distinct labels, a sequence and its reverse counted once,
+    of Huber_δ(teacher's dependency − student's dependency).
+
+    That is what the loops of the definition give; it is computed without them, at a cost linear in the number of
+    labels and independent of the orders (see the derivation in the documentation).
+
+    Args:
+        student: Logits (B, C) of the student, or probabilities with ``inputs="probabilities"``; float16, bfloat16,
+            float32 or float64. With ``level="instance"`` any leading dimensions: (..., C).
+        teacher: The same of the teacher, of the same shape. It gets a gradient if it requires one.
+        mask: Not implemented yet.
+        orders: The orders n >= 2 with weight 1, or a mapping from order to weight λ_n >= 0. None may exceed C.
+        level: "instance" (Φ), "batch" (Ψ) or "both" (their sum).
+        delta: Where the Huber loss turns from quadratic to linear, > 0. Dependencies of probabilities differ by at
+            most 1, so that all values >= 1 are the same loss. Smaller values are not implemented yet.
+        batch_dependency: "mean_square" as above, or "square_of_sums", Ψ(k, l) = (Σ_i p_ik − Σ_i p_il)²/B, which is
+            Eq. 4 of the paper as printed; it reaches B, and so far needs ``delta >= B``.
+        normalization: "sequences", the paper's mean over sequences, or "labels" (ours): that mean times C, which is
+            the scale of losses that sum over labels, such as BCE and MLD in the same objective.
+        inputs: "logits" or "probabilities". Probabilities are trusted to lie in [0, 1].
+        reduction: What is done with the losses of the instances: "mean", "batchmean" (the same here), "sum", or
+            "none" (only with ``level="instance"``). The batch's loss is one number and is added unchanged.
+        samples: Not implemented yet.
+        backend: "auto" or "closed_form"; see :func:`mlcorr.ops.norder.select_backend`.
+        group: Not implemented yet.
+        generator: Not implemented yet.
+
+    Returns:
+        Scalar, or (...,) for ``reduction="none"``; float32, or float64 when an input is float64. An empty batch
+        gives 0.
+
+    Raises:
+        TypeError: An input is no floating-point tensor, an order no integer, a weight no number.
+        ValueError: A value outside its range, or shapes or devices that differ; the message names the argument.
+        NotImplementedError: ``mask``, ``samples``, ``group``, ``generator``, or a ``delta`` too small.
+
+    Differs from the authors' code:
+        There is none. Where the paper's Eq. 4 and its text disagree, the default follows the text.
+
+    Reference:
+        Wang et al., "Beyond Direct Relations: Exploring Multi-Order Label Pair Dependencies for Knowledge
+        Distillation", ACM Multimedia 2024.
+
+    Example:
+        >>> import torch
+        >>> from mlcorr.functional import multi_order_dependency_loss
+        >>> student = torch.tensor([[0.1, 0.8, 0.5, 0.2]])
+        >>> teacher = torch.tensor([[0.0, 0.9, 0.9, 0.1]])
+        >>> multi_order_dependency_loss(student, teacher, orders=[2], level="instance", inputs="probabilities")
+        tensor(0.0762)
+    """
+    configuration = _configure(
+        orders, level, delta, batch_dependency, normalization, inputs, reduction, samples, backend, group
+    )
+    return _loss(student, teacher, mask, configuration, generator)
+
+
+class MultiOrderDependencyLoss(nn.Module):
+    r"""Module of :func:`mlcorr.functional.multi_order_dependency_loss`; the default is the paper's L_ID + L_BD.
+
+    Parameters are those of the function and are checked once, here; it holds no state.
+
+    Shape:
+        - student, teacher: (B, C), or (..., C) with ``level="instance"``.
+        - Output: (), or (...,) with ``reduction="none"``.
+
+    Example:
+        >>> import torch
+        >>> from mlcorr import MultiOrderDependencyLoss
+        >>> loss = MultiOrderDependencyLoss(orders={2: 1.0, 3: 0.5})
+        >>> student = torch.zeros(4, 10, requires_grad=True)
+        >>> teacher = torch.linspace(-3, 3, 40).reshape(4, 10)
+        >>> loss(student, teacher).backward()
+        >>> student.grad.shape
+        torch.Size([4, 10])
+    """
+
+    def __init__(
+        self,
+        orders: Iterable[int] | Mapping[int, float] = (2, 3, 4),
+        *,
+        level: norder.Level = "both",
+        delta: float = 1.0,
+        batch_dependency: norder.BatchDependency = "mean_square",
+        normalization: Normalization = "sequences",
+        inputs: Inputs = "logits",
+        reduction: Reduction = "mean",
+        samples: int | None = None,
+        backend: norder.Backend = "auto",
+        group: object | None = None,
+    ) -> None:
+        super().__init__()
+        self._configuration = _configure(
+            orders, level, delta, batch_dependency, normalization, inputs, reduction, samples, backend, group
+        )
+
+    def forward(
+        self,
+        student: Tensor,
+        teacher: Tensor,
+        mask: Tensor | None = None,
+        *,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Return the loss; see :func:`mlcorr.functional.multi_order_dependency_loss`."""
+        return _loss(student, teacher, mask, self._configuration, generator)
+
+    def terms(
+        self,
+        student: Tensor,
+        teacher: Tensor,
+        mask: Tensor | None = None,
+        *,
+        generator: torch.Generator | None = None,
+    ) -> dict[str, Tensor]:
+        """Return the reduced summands by name, "instance" and "batch" (those of the level), of one pass."""
+        return _terms(student, teacher, mask, self._configuration, generator)
+
+    def extra_repr(self) -> str:
+        """Return the configuration for ``print``."""
+        shown = self._configuration._asdict() | {"orders": dict(self._configuration.orders)}
+        return ", ".join(f"{name}={value!r}" for name, value in shown.items())
+
+
+def _configure(
+    orders: Iterable[int] | Mapping[int, float],
+    level: norder.Level,
+    delta: float,
+    batch_dependency: norder.BatchDependency,
+    normalization: Normalization,
+    inputs: Inputs,
+    reduction: Reduction,
+    samples: int | None,
+    backend: norder.Backend,
+    group: object | None,
+) -> _Configuration:
+    check_choice("level", level, norder.LEVELS)
+    check_choice("batch_dependency", batch_dependency, norder.BATCH_DEPENDENCIES)
+    check_choice("normalization", normalization, ("sequences", "labels"))
+    check_choice("inputs", inputs, ("logits", "probabilities"))
+    check_choice("reduction", reduction, REDUCTIONS)
+    check_choice("backend", backend, norder.BACKENDS)
+    if reduction == "none" and level != "instance":
+        raise ValueError(
+            f"reduction: expected 'mean', 'sum' or 'batchmean' with level={level!r}, got 'none': "
+            "the batch level is one number for the whole batch"
+        )
+    for name, value in (("samples", samples), ("group", group)):
+        if value is not None:
+            raise NotImplementedError(f"{name}: not implemented yet, expected None, got {value!r}")
+    delta = check_number("delta", delta, minimum=0.0, maximum=math.inf, exclusive=True)
+    return _Configuration(
+        _check_orders(orders), level, delta, batch_dependency, normalization, inputs, reduction, backend
+    )
+
+
+def _check_orders(orders: Iterable[int] | Mapping[int, float]) -> norder.Orders:
+    if isinstance(orders, str) or not isinstance(orders, Iterable):
+        raise TypeError(f"orders: expected integers >= 2 or a mapping from them to weights, got {orders!r}")
+    weighted = orders.items() if isinstance(orders, Mapping) else [(order, 1.0) for order in orders]
+    checked: dict[int, float] = {}
+    for order, weight in weighted:
+        if isinstance(order, bool) or not hasattr(order, "__index__"):
+            raise TypeError(f"orders: expected integers >= 2, got {order!r}")
+        number = operator.index(order)
+        if number < 2:
+            raise ValueError(f"orders: expected integers >= 2 (a pair is order 2), got {number}")
+        if number in checked:
+            raise ValueError(f"orders: expected each order once, got {number} again; use {{order: weight}}")
+        checked[number] = check_number(f"orders[{number}]", weight, minimum=0.0)
+    if not checked:
+        raise ValueError("orders: expected at least one order, got none")
+    return tuple(sorted(checked.items()))
+
+
+def _loss(
+    student: Tensor,
+    teacher: Tensor,
+    mask: Tensor | None,
+    configuration: _Configuration,
+    generator: torch.Generator | None,
+) -> Tensor:
+    instance, *batch = _terms(student, teacher, mask, configuration, generator).values()
+    return instance + batch[0] if batch else instance
+
+
+def _terms(
+    student: Tensor,
+    teacher: Tensor,
+    mask: Tensor | None,
+    configuration: _Configuration,
+    generator: torch.Generator | None,
+) -> dict[str, Tensor]:
+    for name, value in (("mask", mask), ("generator", generator)):
+        if value is not None:
+            raise NotImplementedError(f"{name}: not implemented yet, expected None")
+    check_floating("student", student)
+    check_floating("teacher", teacher)
+    check_same("teacher", teacher, "student", student)
+    if configuration.level != "instance" and student.dim() != 2:
+        raise ValueError(
+            f"student: expected shape (B, C) with level={configuration.level!r}, got {tuple(student.shape)}"
+        )
+    dtype = compute_dtype(student, teacher)
+    student, teacher = student.to(dtype), teacher.to(dtype)
+    if configuration.inputs == "logits":
+        student, teacher = student.sigmoid(), teacher.sigmoid()
+    instance, batch = norder.dependency_terms(
+        student,
+        teacher,
+        orders=configuration.orders,
+        level=configuration.level,
+        delta=configuration.delta,
+        batch_dependency=configuration.batch_dependency,
+        backend=configuration.backend,
+    )
+    scale = student.shape[-1] if configuration.normalization == "labels" else 1
+    terms = {}
+    if instance is not None:
+        # A loss per instance is a row of one entry to the reduction.
+        terms["instance"] = scale * reduce(instance.unsqueeze(-1), None, configuration.reduction)
+        if configuration.reduction == "none":
+            terms["instance"] = terms["instance"].squeeze(-1)
+    if batch is not None:
+        terms["batch"] = scale * batch
+    return terms

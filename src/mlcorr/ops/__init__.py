@@ -1,0 +1,1 @@
+"""Mathematics that has more than one implementation: one folder per operation."""

@@ -1,0 +1,143 @@
+"""MDKD: multi-order label pair dependency distillation, the whole objective."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from mlcorr._checks import check_number
+from mlcorr.losses.binary_cross_entropy import BinaryCrossEntropyLoss
+from mlcorr.losses.mld import MLDLoss
+from mlcorr.losses.multi_order_dependency import MultiOrderDependencyLoss, Normalization
+from mlcorr.ops import norder
+
+
+class MDKDObjective(nn.Module):
+    r"""BCE(s, y) + ``mld_weight``·MLD(s, t) + ``dependency_weight``·(L_ID + L_BD): Eq. 15 of MDKD.
+
+    The defaults are the paper's. It trains a student on logits of a teacher; the two networks stay outside.
+
+    Args:
+        orders: Orders of the label dependencies, with weight 1, or a mapping from order to weight.
+        mld_weight: λ_MLD >= 0.
+        dependency_weight: Factor >= 0 on both levels of the dependency loss.
+        base_loss: What learns from the targets: a callable of (student logits, target) that returns a scalar.
+            None is :class:`mlcorr.BinaryCrossEntropyLoss`, summed over labels, averaged over the batch.
+        level: "instance", "batch" or "both".
+        delta: Where the dependency loss's Huber turns linear.
+        batch_dependency: "mean_square" or "square_of_sums".
+        normalization: "sequences" (the paper's mean over label sequences) or "labels" (that times C, the scale of
+            BCE and MLD). With the first, the dependency terms are small beside the others, the more so the more
+            labels; :meth:`terms` and :meth:`gradient_norms` show by how much.
+        temperature: Of the MLD term.
+        backend: Of the dependency loss.
+        group: Process group over which the dependency loss is global. Not implemented yet.
+
+    Shape:
+        - student, teacher: logits (B, C).
+        - target: (B, C), 0/1 or soft; −1 leaves the entry out of the base loss only, since the teacher's opinion on
+          an unknown label is what distillation can use. ``mask=target >= 0`` leaves it out of all other terms too.
+        - mask: boolean (B, C) or None. Not implemented yet for the dependency terms.
+        - Output: ().
+
+    Raises:
+        TypeError: An argument of the wrong type; those of the parts.
+        ValueError: A weight below 0 or not finite; those of the parts.
+
+    Reference:
+        Wang et al., "Beyond Direct Relations: Exploring Multi-Order Label Pair Dependencies for Knowledge
+        Distillation", ACM Multimedia 2024.
+
+    Example:
+        >>> import torch
+        >>> from mlcorr.systems.mdkd import MDKDObjective
+        >>> objective = MDKDObjective(orders=(2, 3, 4))
+        >>> student = torch.zeros(2, 5, requires_grad=True)
+        >>> teacher = torch.tensor([[4.0, -4, 4, -4, -4], [-4, 4, -4, 4, -4]])
+        >>> target = (teacher > 0).long()
+        >>> objective(student, teacher, target).backward()
+        >>> {name: round(term.item(), 4) for name, term in objective.terms(student, teacher, target).items()}
+        {'base': 3.4657, 'mld': 30.1526, 'instance': 0.6358, 'batch': 0.5634}
+    """
+
+    def __init__(
+        self,
+        orders: Iterable[int] | Mapping[int, float] = (2, 3, 4),
+        *,
+        mld_weight: float = 10.0,
+        dependency_weight: float = 1.0,
+        base_loss: nn.Module | None = None,
+        level: norder.Level = "both",
+        delta: float = 1.0,
+        batch_dependency: norder.BatchDependency = "mean_square",
+        normalization: Normalization = "sequences",
+        temperature: float = 1.0,
+        backend: norder.Backend = "auto",
+        group: object | None = None,
+    ) -> None:
+        super().__init__()
+        self.mld_weight = check_number("mld_weight", mld_weight, minimum=0.0)
+        self.dependency_weight = check_number("dependency_weight", dependency_weight, minimum=0.0)
+        if base_loss is not None and not callable(base_loss):
+            raise TypeError(
+                f"base_loss: expected a callable of (input, target) or None, got {type(base_loss).__name__}"
+            )
+        self.base_loss = BinaryCrossEntropyLoss() if base_loss is None else base_loss
+        self.mld = MLDLoss(temperature=temperature)
+        self.dependency = MultiOrderDependencyLoss(
+            orders,
+            level=level,
+            delta=delta,
+            batch_dependency=batch_dependency,
+            normalization=normalization,
+            backend=backend,
+            group=group,
+        )
+
+    def forward(self, student: Tensor, teacher: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Return the objective, the sum of :meth:`terms`."""
+        base, *others = self.terms(student, teacher, target, mask).values()
+        return sum(others, base)
+
+    def terms(self, student: Tensor, teacher: Tensor, target: Tensor, mask: Tensor | None = None) -> dict[str, Tensor]:
+        """Return the weighted summands, for logging: "base", "mld", and "instance" and "batch" as far as used.
+
+        They are tensors in the graph; nothing is synchronised until the caller reads one.
+        """
+        dependency = self.dependency.terms(student, teacher, mask)
+        return {
+            "base": self.base_loss(student, target),
+            "mld": self.mld_weight * self.mld(student, teacher, mask),
+            **{name: self.dependency_weight * term for name, term in dependency.items()},
+        }
+
+    def gradient_norms(
+        self, student: Tensor, teacher: Tensor, target: Tensor, mask: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """Return the Euclidean norm of each weighted term's gradient to the student's logits.
+
+        This is what a term weighs in training; the values of losses do not tell. It has no side effect: no
+        ``.grad`` is written.
+
+        Example:
+            >>> import torch
+            >>> from mlcorr.systems.mdkd import MDKDObjective
+            >>> norms = MDKDObjective().gradient_norms(
+            ...     torch.zeros(4, 20), torch.randn(4, 20), torch.randint(2, (4, 20))
+            ... )
+            >>> list(norms)
+            ['base', 'mld', 'instance', 'batch']
+        """
+        with torch.enable_grad():
+            leaf = student.detach().requires_grad_()
+            terms = self.terms(leaf, teacher.detach(), target, mask)
+            return {
+                name: torch.linalg.vector_norm(torch.autograd.grad(term, leaf, retain_graph=True)[0])
+                for name, term in terms.items()
+            }
+
+    def extra_repr(self) -> str:
+        """Return the configuration for ``print``."""
+        return f"mld_weight={self.mld_weight:g}, dependency_weight={self.dependency_weight:g}"
