@@ -27,7 +27,7 @@ grid_scores = st.sampled_from(GRID)
 any_scores = st.floats(0, 1)
 either = st.sampled_from([grid_scores, any_scores])
 shapes = st.tuples(st.integers(0, 9), st.integers(1, 4))
-few = settings(max_examples=60, deadline=None)
+few = settings(max_examples=40, deadline=None)
 
 
 @st.composite

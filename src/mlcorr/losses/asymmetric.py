@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal, TypeAlias
 
 import torch
@@ -84,8 +85,15 @@ def asymmetric_loss(
         x = torch.where(known, x, 0.5)  # a NaN at an unknown label reaches neither value nor gradient
     with no_autocast(x):
         p, log_p, log_not_p = _log_probabilities(x, inputs)
-        positive = _focus(log_not_p, gamma_pos, detach_focal) * -log_p
-        negative = _negative_term(p, log_p, log_not_p, gamma_neg, clip, detach_focal)
+        focal_log_p, focal_log_not_p = log_p, log_not_p
+        if not detach_focal and inputs == "logits":
+            # Where a focusing factor no longer depends on x, the other factor of its gradient may overflow.
+            _, focal_log_p, focal_log_not_p = _log_probabilities(x.clamp(-1e30, 1e30), inputs)
+        positive = _focus(focal_log_not_p, gamma_pos, detach_focal) * -log_p
+        if clip == 0:
+            negative = _focus(focal_log_p, gamma_neg, detach_focal) * -log_not_p
+        else:
+            negative = _clipped_negative(p, log_not_p, gamma_neg, clip, detach_focal)
     if pos_weight is not None:
         positive = positive * pos_weight.to(x.dtype)
     loss = y * positive + (1 - y) * negative
@@ -181,14 +189,13 @@ def _focus(log_base: Tensor, gamma: float, detach: bool) -> Tensor:
     return torch.exp(gamma * (log_base.detach() if detach else log_base))
 
 
-def _negative_term(p: Tensor, log_p: Tensor, log_not_p: Tensor, gamma: float, clip: float, detach: bool) -> Tensor:
+def _clipped_negative(p: Tensor, log_not_p: Tensor, gamma: float, clip: float, detach: bool) -> Tensor:
     """−q^γ·log(1 − q) for q = max(p − clip, 0)."""
-    if clip < torch.finfo(p.dtype).tiny:
-        return _focus(log_p, gamma, detach) * -log_not_p
     above = p > clip
     q = torch.where(above, p - clip, 0.25)  # any number with a finite logarithm: the last line drops it
     # Near q = 0, log1p keeps what 1 − q rounds away; near p = 1, (1 − p) + clip does. Each branch of a `where` must
     # have a finite gradient on its own, so that the one not taken gets a harmless argument.
     small = q < 0.5
-    log_not_q = torch.where(small, torch.log1p(-torch.where(small, q, 0.0)), torch.log(log_not_p.exp() + clip))
+    far = torch.logaddexp(log_not_p, log_not_p.new_tensor(math.log(clip)))
+    log_not_q = torch.where(small, torch.log1p(-torch.where(small, q, 0.0)), far)
     return torch.where(above, _focus(q.log(), gamma, detach) * -log_not_q, 0.0)

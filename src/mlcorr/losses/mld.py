@@ -62,11 +62,7 @@ def mld_loss(
         >>> mld_loss(torch.tensor([[0.0, 0.0]]), torch.tensor([[0.0, 1e4]]))
         tensor(0.6931)
     """
-    check_choice("inputs", inputs, ("logits", "probabilities"))
-    check_choice("reduction", reduction, REDUCTIONS)
-    temperature = check_number("temperature", temperature, minimum=0.0, exclusive=True)
-    if inputs == "probabilities" and temperature != 1.0:
-        raise ValueError(f"temperature: expected 1 with inputs='probabilities', got {temperature:g}; pass logits")
+    temperature = _check_configuration(temperature, inputs, reduction)
     check_floating("student", student)
     check_floating("teacher", teacher)
     check_same("teacher", teacher, "student", student)
@@ -121,9 +117,7 @@ class MLDLoss(nn.Module):
         reduction: Reduction = "batchmean",
     ) -> None:
         super().__init__()
-        check_choice("inputs", inputs, ("logits", "probabilities"))
-        check_choice("reduction", reduction, REDUCTIONS)
-        self.temperature = check_number("temperature", temperature, minimum=0.0, exclusive=True)
+        self.temperature = _check_configuration(temperature, inputs, reduction)
         self.inputs = inputs
         self.reduction = reduction
         self.register_buffer("weight", weight)
@@ -145,6 +139,20 @@ class MLDLoss(nn.Module):
         return f"temperature={self.temperature:g}, inputs={self.inputs!r}, reduction={self.reduction!r}"
 
 
+def _check_configuration(temperature: float, inputs: Inputs, reduction: Reduction) -> float:
+    check_choice("inputs", inputs, ("logits", "probabilities"))
+    check_choice("reduction", reduction, REDUCTIONS)
+    checked = check_number("temperature", temperature, minimum=0.0, exclusive=True)
+    if inputs == "probabilities" and checked != 1.0:
+        raise ValueError(f"temperature: expected 1 with inputs='probabilities', got {checked}; pass logits")
+    return checked
+
+
+def _half_difference(a: Tensor, b: Tensor) -> Tensor:
+    """(a − b)/2, which does not overflow."""
+    return torch.sub(0.5 * a, b, alpha=0.5)
+
+
 class _BernoulliDivergence(torch.autograd.Function):
     """KL(Bernoulli(σ(t)) ‖ Bernoulli(σ(s))) of logits, entry by entry.
 
@@ -160,7 +168,7 @@ class _BernoulliDivergence(torch.autograd.Function):
         flipped = torch.where(teacher > 0, -student, student)
         negative = -teacher.abs()
         divergence = F.logsigmoid(-negative) - F.logsigmoid(-flipped)
-        return torch.addcmul(divergence, negative.sigmoid(), negative - flipped)
+        return torch.addcmul(divergence, negative.sigmoid(), _half_difference(negative, flipped), value=2)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:  # noqa: ARG004
@@ -174,5 +182,6 @@ class _BernoulliDivergence(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             grad_student = grad * (student.sigmoid() - probability)
         if ctx.needs_input_grad[1]:
-            grad_teacher = grad * (teacher - student) * (probability * teacher.neg().sigmoid())
+            slope = probability * teacher.neg().sigmoid()
+            grad_teacher = grad * (2 * slope * _half_difference(teacher, student))
         return grad_student, grad_teacher
