@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hypothesis.strategies as st
 import pytest
 import torch
+from hypothesis import given, settings
 from torch import Tensor
 
-from mlcorr import AsymmetricLoss, MultiOrderDependencyLoss
+from mlcorr import AsymmetricLoss, BinaryCrossEntropyLoss, MultiOrderDependencyLoss
 from mlcorr.functional import binary_cross_entropy_loss, mld_loss, multi_order_dependency_loss
 from mlcorr.systems.mdkd import MDKDObjective
 
@@ -105,3 +107,81 @@ def test_bad_input_is_named() -> None:
         MDKDObjective(orders=())
     with pytest.raises(ValueError, match=r"^target: .*\(2, 3\)"):
         MDKDObjective()(torch.zeros(2, 4), torch.zeros(2, 4), torch.zeros(2, 3))
+
+
+def composed(objective: MDKDObjective, student: Tensor, teacher: Tensor, target: Tensor) -> dict[str, Tensor]:
+    """The terms from the parts, each in a pass of its own."""
+    apart = MDKDObjective(
+        dict(objective.dependency.configuration.orders),
+        mld_weight=objective.mld_weight,
+        dependency_weight=objective.dependency_weight,
+        base_loss=BinaryCrossEntropyLoss(),
+        level=objective.dependency.configuration.level,
+        normalization=objective.dependency.configuration.normalization,
+    )
+    return apart.terms(student, teacher, target)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    rows=st.integers(0, 6),
+    labels=st.integers(4, 9),
+    level=st.sampled_from(["instance", "both"]),
+    normalization=st.sampled_from(["sequences", "labels"]),
+    kind=st.sampled_from(["hard", "soft", "unknown", "bool"]),
+    seed=st.integers(0, 2**31),
+)
+def test_one_pass_equals_the_parts(
+    rows: int, labels: int, level: str, normalization: str, kind: str, seed: int
+) -> None:
+    student, teacher, target = batch(rows, labels, seed)
+    teacher.requires_grad_()
+    generator = torch.Generator().manual_seed(seed)
+    if kind == "soft":
+        target = torch.rand(rows, labels, dtype=torch.float64, generator=generator)
+    elif kind == "unknown":
+        target = torch.randint(-1, 2, (rows, labels), generator=generator)
+    elif kind == "bool":
+        target = target.bool()
+    objective = MDKDObjective({2: 1.0, 4: 0.5}, dependency_weight=5.0, level=level, normalization=normalization)
+    together, apart = objective.terms(student, teacher, target), composed(objective, student, teacher, target)
+    assert list(together) == list(apart)
+    for name in apart:
+        torch.testing.assert_close(together[name], apart[name], rtol=1e-11, atol=1e-15)
+        actual = torch.autograd.grad(together[name], (student, teacher), retain_graph=True, allow_unused=True)
+        expected = torch.autograd.grad(apart[name], (student, teacher), retain_graph=True, allow_unused=True)
+        for a, e in zip(actual, expected, strict=True):
+            zero = torch.zeros_like(student)
+            torch.testing.assert_close(zero if a is None else a, zero if e is None else e, rtol=1e-10, atol=1e-15)
+
+
+@pytest.mark.parametrize("level", ["instance", "both"])
+def test_one_pass_has_first_and_second_derivatives(level: str) -> None:
+    student, teacher, _ = batch(3, 5)
+    teacher.requires_grad_()
+    soft = torch.rand(3, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    objective = MDKDObjective(level=level)
+    assert torch.autograd.gradcheck(objective, (student, teacher, soft))
+    assert torch.autograd.gradgradcheck(objective, (student, teacher, soft))
+    expected = torch.autograd.grad(objective(student, teacher, soft), student)[0]
+    torch.testing.assert_close(torch.func.grad(objective)(student, teacher, soft), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_one_pass_on_extreme_logits(dtype: torch.dtype) -> None:
+    largest = torch.finfo(dtype).max
+    values = [0.0, 1e-7, -1e-7, 20.0, -20.0, 88.0, -88.0, 1e4, -1e4, largest / 64, -largest / 64, largest, -largest]
+    logits = torch.tensor(values, dtype=torch.float64).to(dtype)
+    objective = MDKDObjective(level="instance")
+    for shift in range(len(values)):
+        student = logits[None].clone().requires_grad_()
+        teacher = logits.roll(shift)[None].clone().requires_grad_()
+        target = (logits.roll(2 * shift) > 0)[None]
+        terms = objective.terms(student, teacher, target)
+        for name, term in terms.items():
+            gradients = torch.autograd.grad(term, (student, teacher), retain_graph=True, allow_unused=True)
+            assert all(g is None or g.isfinite().all() for g in gradients), name
+        exact = objective.terms(student.double(), teacher.double(), target)
+        for name, term in terms.items():
+            if exact[name].abs() <= torch.finfo(term.dtype).max / 2:
+                torch.testing.assert_close(term.double(), exact[name], rtol=1e-5, atol=1e-6)

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mlcorr._autograd import fixed_signature
 from mlcorr._checks import check_broadcastable, check_choice, check_floating, check_mask, check_number, check_same
 from mlcorr._precision import compute_dtype, no_autocast
 from mlcorr._reduction import REDUCTIONS, Reduction, reduce
@@ -164,6 +165,7 @@ class _BernoulliDivergence(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
+    @fixed_signature
     def forward(student: Tensor, teacher: Tensor) -> Tensor:
         flipped = torch.where(teacher > 0, -student, student)
         negative = -teacher.abs()

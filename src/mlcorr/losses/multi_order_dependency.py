@@ -19,7 +19,7 @@ Inputs: TypeAlias = Literal["logits", "probabilities"]
 Normalization: TypeAlias = Literal["sequences", "labels"]
 
 
-class _Configuration(NamedTuple):
+class DependencyConfiguration(NamedTuple):
     """What a call needs beside its tensors, checked."""
 
     orders: norder.Orders
@@ -147,7 +147,7 @@ class MultiOrderDependencyLoss(nn.Module):
         group: object | None = None,
     ) -> None:
         super().__init__()
-        self._configuration = _configure(
+        self.configuration = _configure(
             orders, level, delta, batch_dependency, normalization, inputs, reduction, samples, backend, group
         )
 
@@ -160,7 +160,7 @@ class MultiOrderDependencyLoss(nn.Module):
         generator: torch.Generator | None = None,
     ) -> Tensor:
         """Return the loss; see :func:`mlcorr.functional.multi_order_dependency_loss`."""
-        return _loss(student, teacher, mask, self._configuration, generator)
+        return _loss(student, teacher, mask, self.configuration, generator)
 
     def terms(
         self,
@@ -171,11 +171,11 @@ class MultiOrderDependencyLoss(nn.Module):
         generator: torch.Generator | None = None,
     ) -> dict[str, Tensor]:
         """Return the reduced summands by name, "instance" and "batch" (those of the level), of one pass."""
-        return _terms(student, teacher, mask, self._configuration, generator)
+        return _terms(student, teacher, mask, self.configuration, generator)
 
     def extra_repr(self) -> str:
         """Return the configuration for ``print``."""
-        shown = self._configuration._asdict() | {"orders": dict(self._configuration.orders)}
+        shown = self.configuration._asdict() | {"orders": dict(self.configuration.orders)}
         return ", ".join(f"{name}={value!r}" for name, value in shown.items())
 
 
@@ -190,7 +190,7 @@ def _configure(
     samples: int | None,
     backend: norder.Backend,
     group: object | None,
-) -> _Configuration:
+) -> DependencyConfiguration:
     check_choice("level", level, norder.LEVELS)
     check_choice("batch_dependency", batch_dependency, norder.BATCH_DEPENDENCIES)
     check_choice("normalization", normalization, ("sequences", "labels"))
@@ -206,7 +206,7 @@ def _configure(
         if value is not None:
             raise NotImplementedError(f"{name}: not implemented yet, expected None, got {value!r}")
     delta = check_number("delta", delta, minimum=0.0, maximum=math.inf, exclusive=True)
-    return _Configuration(
+    return DependencyConfiguration(
         _check_orders(orders), level, delta, batch_dependency, normalization, inputs, reduction, backend
     )
 
@@ -230,11 +230,21 @@ def _check_orders(orders: Iterable[int] | Mapping[int, float]) -> norder.Orders:
     return tuple(sorted(checked.items()))
 
 
+def check_pair(student: Tensor, teacher: Tensor, level: norder.Level) -> torch.dtype:
+    """Return the dtype to compute in, if the two tensors are such that the loss of ``level`` is defined."""
+    check_floating("student", student)
+    check_floating("teacher", teacher)
+    check_same("teacher", teacher, "student", student)
+    if level != "instance" and student.dim() != 2:
+        raise ValueError(f"student: expected shape (B, C) with level={level!r}, got {tuple(student.shape)}")
+    return compute_dtype(student, teacher)
+
+
 def _loss(
     student: Tensor,
     teacher: Tensor,
     mask: Tensor | None,
-    configuration: _Configuration,
+    configuration: DependencyConfiguration,
     generator: torch.Generator | None,
 ) -> Tensor:
     instance, *batch = _terms(student, teacher, mask, configuration, generator).values()
@@ -245,20 +255,13 @@ def _terms(
     student: Tensor,
     teacher: Tensor,
     mask: Tensor | None,
-    configuration: _Configuration,
+    configuration: DependencyConfiguration,
     generator: torch.Generator | None,
 ) -> dict[str, Tensor]:
     for name, value in (("mask", mask), ("generator", generator)):
         if value is not None:
             raise NotImplementedError(f"{name}: not implemented yet, expected None")
-    check_floating("student", student)
-    check_floating("teacher", teacher)
-    check_same("teacher", teacher, "student", student)
-    if configuration.level != "instance" and student.dim() != 2:
-        raise ValueError(
-            f"student: expected shape (B, C) with level={configuration.level!r}, got {tuple(student.shape)}"
-        )
-    dtype = compute_dtype(student, teacher)
+    dtype = check_pair(student, teacher, configuration.level)
     student, teacher = student.to(dtype), teacher.to(dtype)
     if configuration.inputs == "logits":
         student, teacher = student.sigmoid(), teacher.sigmoid()

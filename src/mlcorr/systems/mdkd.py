@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from mlcorr._checks import check_number
+from mlcorr._targets import check_target, split_target
 from mlcorr.losses.binary_cross_entropy import BinaryCrossEntropyLoss
 from mlcorr.losses.mld import MLDLoss
-from mlcorr.losses.multi_order_dependency import MultiOrderDependencyLoss, Normalization
+from mlcorr.losses.multi_order_dependency import MultiOrderDependencyLoss, Normalization, check_pair
 from mlcorr.ops import norder
 
 
@@ -86,6 +87,14 @@ class MDKDObjective(nn.Module):
             )
         self.base_loss = BinaryCrossEntropyLoss() if base_loss is None else base_loss
         self.mld = MLDLoss(temperature=temperature)
+        # BCE, MLD and the instance level share one pass where all three are what that pass computes.
+        self._fused = (
+            base_loss is None
+            and self.mld.temperature == 1.0
+            and level != "batch"
+            and delta >= 1.0
+            and backend in ("auto", "closed_form")
+        )
         self.dependency = MultiOrderDependencyLoss(
             orders,
             level=level,
@@ -106,6 +115,8 @@ class MDKDObjective(nn.Module):
 
         They are tensors in the graph; nothing is synchronised until the caller reads one.
         """
+        if self._fused and mask is None:
+            return self._fused_terms(student, teacher, target)
         dependency = self.dependency.terms(student, teacher, mask)
         return {
             "base": self.base_loss(student, target),
@@ -137,6 +148,42 @@ class MDKDObjective(nn.Module):
                 name: torch.linalg.vector_norm(torch.autograd.grad(term, leaf, retain_graph=True)[0])
                 for name, term in terms.items()
             }
+
+    def _fused_terms(self, student: Tensor, teacher: Tensor, target: Tensor) -> dict[str, Tensor]:
+        settings = self.dependency.configuration
+        num_labels = student.shape[-1]
+        dtype = check_pair(student, teacher, settings.level)
+        check_target("target", target, "student", student)
+        norder.check_orders(settings.orders, num_labels)
+        labels, known = split_target(target, dtype)
+        rows = max(student.shape[:-1].numel(), 1)
+        target_weight: Tensor | float = 1 / rows
+        if known is not None:
+            counted = known.to(dtype)
+            target_weight = counted / counted.amax(dim=-1).sum().clamp(min=1)
+        scale = self.dependency_weight * (num_labels if settings.normalization == "labels" else 1)
+        terms = norder.objective_terms(
+            student.to(dtype),
+            teacher.to(dtype),
+            labels,
+            target_weight,
+            self.mld_weight / rows,
+            norder.coefficients(settings.orders, num_labels).scaled(scale / rows),
+        )
+        named = {"base": terms.base, "mld": terms.mld, "instance": terms.instance}
+        if settings.level == "both":
+            _, batch = norder.dependency_terms(
+                terms.student,
+                terms.teacher,
+                orders=settings.orders,
+                level="batch",
+                delta=settings.delta,
+                batch_dependency=settings.batch_dependency,
+                backend=settings.backend,
+            )
+            if batch is not None:
+                named["batch"] = scale * batch
+        return named
 
     def extra_repr(self) -> str:
         """Return the configuration for ``print``."""

@@ -13,7 +13,27 @@ from typing import Final, Literal, NamedTuple, TypeAlias
 from torch import Tensor
 
 from mlcorr.ops.norder import closed_form
-from mlcorr.ops.norder.coefficients import coefficients
+from mlcorr.ops.norder.coefficients import Coefficients, coefficients
+from mlcorr.ops.norder.objective import ObjectiveTerms, objective_terms
+
+__all__ = [
+    "BACKENDS",
+    "BATCH_DEPENDENCIES",
+    "LEVELS",
+    "Backend",
+    "BatchDependency",
+    "Coefficients",
+    "DependencyTerms",
+    "Level",
+    "ObjectiveTerms",
+    "Orders",
+    "Selection",
+    "check_orders",
+    "coefficients",
+    "dependency_terms",
+    "objective_terms",
+    "select_backend",
+]
 
 Orders: TypeAlias = tuple[tuple[int, float], ...]
 Level: TypeAlias = Literal["instance", "batch", "both"]
@@ -81,6 +101,16 @@ def _choose(
     raise NotImplementedError(f"delta: {delta} is below {largest}, the largest difference; not implemented yet")
 
 
+def check_orders(orders: Orders, num_labels: int) -> None:
+    """Raise ValueError unless a sequence of every order exists."""
+    for order, _ in orders:
+        if order > num_labels:
+            raise ValueError(
+                f"orders: expected orders of at most {num_labels}, the number of labels, got order {order}: "
+                f"there is no sequence of {order} distinct labels"
+            )
+
+
 def dependency_terms(
     student: Tensor,
     teacher: Tensor,
@@ -95,18 +125,12 @@ def dependency_terms(
 
     The two tensors have one shape, device and dtype (float32 or float64); (B, C) where ``level`` is not "instance".
     """
-    num_labels = student.shape[-1]
-    for order, _ in orders:
-        if order > num_labels:
-            raise ValueError(
-                f"orders: expected orders of at most {num_labels}, the number of labels, got order {order}: "
-                f"there is no sequence of {order} distinct labels"
-            )
+    check_orders(orders, student.shape[-1])
     rows = student.shape[0]
     for each in LEVELS[:2]:
         if level in (each, "both"):
             _choose(each, rows, delta, batch_dependency, backend)
-    plan = coefficients(orders, num_labels)
+    plan = coefficients(orders, student.shape[-1])
     if level == "both" and batch_dependency == "mean_square":
         return DependencyTerms(*closed_form.both_losses(student, teacher, plan))
     return DependencyTerms(

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mlcorr._autograd import fixed_signature
 from mlcorr._precision import no_autocast
 from mlcorr.ops.norder.coefficients import Coefficients
 
@@ -26,7 +27,7 @@ from mlcorr.ops.norder.coefficients import Coefficients
 def instance_loss(student: Tensor, teacher: Tensor, plan: Coefficients) -> Tensor:
     """Return the loss of every instance, (...,), of probabilities (..., C) in float32 or float64."""
     _, _, *sums = _Statistics.apply(student, teacher, True, False)
-    return _instance_form(plan, *sums)
+    return instance_form(plan, *sums)
 
 
 def batch_loss(student: Tensor, teacher: Tensor, plan: Coefficients, dependency: str = "mean_square") -> Tensor:
@@ -43,10 +44,11 @@ def batch_loss(student: Tensor, teacher: Tensor, plan: Coefficients, dependency:
 def both_losses(student: Tensor, teacher: Tensor, plan: Coefficients) -> tuple[Tensor, Tensor]:
     """Return ``instance_loss`` and ``batch_loss`` (of mean squares), which share one pass over (B, C)."""
     _, _, *statistics = _Statistics.apply(student, teacher, True, True)
-    return _instance_form(plan, *statistics[:4]), _batch_form(plan, student.shape[0], *statistics[4:])
+    return instance_form(plan, *statistics[:4]), _batch_form(plan, student.shape[0], *statistics[4:])
 
 
-def _instance_form(plan: Coefficients, w1: Tensor, w2: Tensor, u2: Tensor, v2: Tensor) -> Tensor:
+def instance_form(plan: Coefficients, w1: Tensor, w2: Tensor, u2: Tensor, v2: Tensor) -> Tensor:
+    """Return α·W2 + β·W1² + γ·U2·V2."""
     return plan.alpha * w2 + plan.beta * w1 * w1 + plan.gamma * u2 * v2
 
 
@@ -62,6 +64,22 @@ def _batch_form(plan: Coefficients, rows: int, g: Tensor, *grams: Tensor) -> Ten
     return form / max(rows * rows, 1)
 
 
+def centred_sum_and_difference(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+    """Return u and v."""
+    share = 1 / student.shape[-1]
+    u, v = teacher + student, teacher - student
+    return (
+        u.sub_(u.sum(dim=-1, keepdim=True), alpha=share),
+        v.sub_(v.sum(dim=-1, keepdim=True), alpha=share),
+    )
+
+
+def row_sums(u: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return W1, W2, U2 and V2."""
+    w = u * v
+    return w.sum(dim=-1), (w * w).sum(dim=-1), (u * u).sum(dim=-1), (v * v).sum(dim=-1)
+
+
 class _Statistics(torch.autograd.Function):
     """(s, t) → u, v, then [W1, W2, U2, V2] if ``instance``, then [B·g and Gram matrices] if ``batch``.
 
@@ -73,17 +91,14 @@ class _Statistics(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
+    @fixed_signature
     def forward(student: Tensor, teacher: Tensor, instance: bool, batch: bool) -> tuple[Tensor, ...]:
-        u = teacher + student
-        u -= u.mean(dim=-1, keepdim=True)
-        v = teacher - student
-        v -= v.mean(dim=-1, keepdim=True)
-        w = u * v
+        u, v = centred_sum_and_difference(student, teacher)
         statistics = [u, v]
         if instance:
-            statistics += [w.sum(dim=-1), (w * w).sum(dim=-1), (u * u).sum(dim=-1), (v * v).sum(dim=-1)]
+            statistics += row_sums(u, v)
         if batch:
-            statistics.append(w.sum(dim=0))
+            statistics.append((u * v).sum(dim=0))
             with no_autocast(student):
                 if student.shape[0] < student.shape[1]:
                     statistics += [u @ u.T, v @ v.T, u @ v.T]
@@ -104,25 +119,29 @@ class _Statistics(torch.autograd.Function):
         with no_autocast(u):
             # u = t + s and v = t − s: the student sees v's gradient with the sign −1, the teacher with +1.
             return (
-                _gradient(-1, u, v, grads, ctx.instance, ctx.batch) if ctx.needs_input_grad[0] else None,
-                _gradient(+1, u, v, grads, ctx.instance, ctx.batch) if ctx.needs_input_grad[1] else None,
+                gradient(-1, u, v, grads, ctx.instance, ctx.batch) if ctx.needs_input_grad[0] else None,
+                gradient(+1, u, v, grads, ctx.instance, ctx.batch) if ctx.needs_input_grad[1] else None,
                 None,
                 None,
             )
 
 
-def _gradient(sign: int, u: Tensor, v: Tensor, grads: tuple[Any, ...], instance: bool, batch: bool) -> Tensor | None:
-    """Sum over the outputs of their gradient times (∂/∂u + sign·∂/∂v), centred over labels as u and v are."""
+def gradient(sign: int, u: Tensor, v: Tensor, grads: tuple[Any, ...], instance: bool, batch: bool) -> Tensor | None:
+    """Return the gradient of ``_Statistics`` to the student's (sign −1) or the teacher's (+1) probabilities.
+
+    ``grads`` belong to its outputs, each a tensor or None; the result is None if all are. It is their sum, each times
+    ∂/∂u + sign·∂/∂v, centred over labels as u and v are.
+    """
     grad_u, grad_v, *rest = grads
-    turned = v + sign * u  # ∂w/∂u + sign·∂w/∂v
+    turned = torch.add(v, u, alpha=sign)  # ∂w/∂u + sign·∂w/∂v
     parts = []
     if instance:
         sums, rest = rest[:4], rest[4:]
         if any(grad is not None for grad in sums):
             # In a double backward some of the four may be absent (the loss is linear in W2).
             w1, w2, u2, v2 = (u.new_zeros(()) if grad is None else grad.unsqueeze(-1) for grad in sums)
-            part = torch.addcmul(w1, u * v, 2 * w2) * turned
-            parts.append(torch.addcmul(torch.addcmul(part, u, 2 * u2), v, (2 * sign) * v2))
+            part = torch.addcmul(w1, u * v, w2, value=2) * turned
+            parts.append(torch.addcmul(torch.addcmul(part, u, u2, value=2), v, v2, value=2 * sign))
     if batch and rest[0] is not None:
         g, *grams = rest
         part = g * turned

@@ -19,6 +19,10 @@ class Coefficients(NamedTuple):
     beta: float
     gamma: float
 
+    def scaled(self, factor: float) -> Coefficients:
+        """Return those of ``factor`` times the loss."""
+        return Coefficients(factor * self.alpha, factor * self.beta, factor * self.gamma)
+
 
 def coefficients(orders: Iterable[tuple[int, float]], num_labels: int) -> Coefficients:
     """Return Σ over (order, weight) of weight·(α, β, γ) for ``num_labels`` labels, formed in Python floats.
