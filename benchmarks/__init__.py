@@ -1,0 +1,1 @@
+"""How fast the losses are on this machine: ``python -m benchmarks.run`` (or ``make bench``)."""

@@ -1,0 +1,54 @@
+"""The named sizes that are timed, and the inputs drawn for them."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Case(NamedTuple):
+    """A batch size, a number of labels, and the orders that are distilled."""
+
+    name: str
+    rows: int
+    labels: int
+    orders: tuple[int, ...] = (2, 3, 4)
+
+
+CASES = {
+    case.name: case
+    for case in (
+        Case("pairs-1x80", 1, 80, (2,)),
+        Case("triples-1x80", 1, 80, (3,)),
+        Case("quadruples-1x80", 1, 80, (4,)),
+        Case("coco-32x80", 32, 80),
+        Case("nuswide-128x81", 128, 81),
+        Case("256x1000", 256, 1000),
+        Case("openimages-1024x9605", 1024, 9605),
+        Case("32x1000000", 32, 1_000_000),
+    )
+}
+
+
+class Inputs(NamedTuple):
+    """Logits of a student (a leaf that wants a gradient) and of a teacher, and 0/1 targets."""
+
+    student: Tensor
+    teacher: Tensor
+    target: Tensor
+
+    def double(self) -> Inputs:
+        """Return the same numbers in float64, the student again a leaf."""
+        student, teacher, target = (x.detach().double() for x in self)
+        return Inputs(student.requires_grad_(), teacher, target)
+
+
+def draw(case: Case, device: torch.device) -> Inputs:
+    """Return inputs of a student in training and a confident teacher; the same for the same case."""
+    generator = torch.Generator().manual_seed(0)
+    student, teacher, uniform = (torch.rand(case.rows, case.labels, generator=generator) for _ in range(3))
+    student, teacher = 4 * student - 3, 8 * teacher - 6
+    target = (uniform < teacher.sigmoid()).float()
+    return Inputs(student.to(device).requires_grad_(), teacher.to(device), target.to(device))
