@@ -77,7 +77,7 @@ class _Products(torch.autograd.Function):
     """The matrix products of the batch level and nothing else: the bound that it is held against."""
 
     @staticmethod
-    def forward(ctx, a: Tensor, b: Tensor) -> Tensor:  # noqa: ANN001
+    def forward(ctx, a: Tensor, b: Tensor) -> Tensor:
         ctx.save_for_backward(a, b)
         if a.shape[0] < a.shape[1]:
             ctx.grams = (a @ a.T, b @ b.T, a @ b.T)
@@ -86,7 +86,7 @@ class _Products(torch.autograd.Function):
         return a.new_zeros(())
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:  # noqa: ANN001, ARG004
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:  # noqa: ARG004
         a, b = ctx.saved_tensors
         if len(ctx.grams) == 3:
             return ctx.grams[0] @ a + ctx.grams[1] @ b, None

@@ -6,6 +6,8 @@ import inspect
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from torch import Tensor
+
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 
@@ -16,3 +18,10 @@ def fixed_signature(forward: _F) -> _F:
     """
     forward.__signature__ = inspect.signature(forward)  # type: ignore[attr-defined]
     return forward
+
+
+def plus(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+    """Return a + b, where None is an absent gradient."""
+    if a is None or b is None:
+        return b if a is None else a
+    return a + b

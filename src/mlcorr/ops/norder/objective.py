@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mlcorr._autograd import fixed_signature
+from mlcorr._autograd import fixed_signature, plus
 from mlcorr.ops.norder import closed_form
 from mlcorr.ops.norder.coefficients import Coefficients
 
@@ -73,9 +73,8 @@ class _Objective(torch.autograd.Function):
         mld = torch.addcmul(mld, teacher.neg().sigmoid_(), positive - teacher.clamp(min=0))
         mld = torch.addcmul(mld, t, teacher.clamp(max=0) - student.clamp(max=0))
         u, v = closed_form.centred_sum_and_difference(s, t)
-        w1, w2, u2, v2 = closed_form.row_sums(u, v)
-        instance = closed_form.instance_form(plan, w1, w2, u2, v2)
-        return s, t, u, v, w1, u2, v2, base.sum(), mld_weight * mld.sum(), instance.sum()
+        *sums, instance = closed_form.instance_form(u, v, plan)
+        return s, t, u, v, *sums, base.sum(), mld_weight * mld.sum(), instance.sum()
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -87,43 +86,38 @@ class _Objective(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
-        student, teacher, target, target_weight, s, t, u, v, w1, u2, v2 = ctx.saved_tensors
+        student, teacher, target, target_weight, s, t, u, v, *sums = ctx.saved_tensors
         if target_weight is None:
             target_weight = ctx.target_weight
-        grad_s, grad_t, grad_u, grad_v, grad_w1, grad_u2, grad_v2, base, mld, instance = grads
-        grad_w2 = None
+        grad_s, grad_t, grad_u, grad_v, *grads_of_sums, base, mld, instance = grads
         if mld is not None:
             mld = ctx.mld_weight * mld
-        if instance is not None:
-            alpha, beta, gamma = ctx.plan
-            grad_w1 = _plus(grad_w1, (2 * beta * instance) * w1)
-            grad_w2 = alpha * instance
-            grad_u2 = _plus(grad_u2, (gamma * instance) * v2)
-            grad_v2 = _plus(grad_v2, (gamma * instance) * u2)
-        statistics = (grad_u, grad_v, grad_w1, grad_w2, grad_u2, grad_v2)
         to_student = to_teacher = to_target = None
+
+        def to_probability(sign: int) -> Tensor | None:
+            turned = torch.add(v, u, alpha=sign)
+            part = closed_form.instance_gradient(
+                sign, u, v, turned, (*sums, None), ctx.plan, (*grads_of_sums, instance)
+            )
+            part = plus(part, plus(grad_u, None if grad_v is None else sign * grad_v))
+            return None if part is None else closed_form.centred_(part)
+
         if ctx.needs_input_grad[0]:
-            probability = _plus(grad_s, closed_form.gradient(-1, u, v, statistics, instance=True, batch=False))
+            probability = plus(grad_s, to_probability(-1))
             if probability is not None:
                 to_student = torch.ops.aten.sigmoid_backward(probability, s)
             if base is not None:
-                to_student = _plus(to_student, (s - target) * (target_weight * base))
+                to_student = plus(to_student, (s - target) * (target_weight * base))
             if mld is not None:
-                to_student = _plus(to_student, (s - t) * mld)
+                to_student = plus(to_student, (s - t) * mld)
         if ctx.needs_input_grad[1]:
-            probability = _plus(grad_t, closed_form.gradient(+1, u, v, statistics, instance=True, batch=False))
+            probability = plus(grad_t, to_probability(+1))
             if probability is not None:
                 to_teacher = torch.ops.aten.sigmoid_backward(probability, t)
             if mld is not None:
                 # ∂MLD/∂t is z − x, and t is flat where it is large; halved, the difference does not overflow.
                 half = torch.sub(0.5 * teacher, student, alpha=0.5)
-                to_teacher = _plus(to_teacher, torch.ops.aten.sigmoid_backward(half, t) * (2 * mld))
+                to_teacher = plus(to_teacher, torch.ops.aten.sigmoid_backward(half, t) * (2 * mld))
         if ctx.needs_input_grad[2] and base is not None:
             to_target = student * (target_weight * -base)
         return to_student, to_teacher, to_target, None, None, None
-
-
-def _plus(a: Tensor | None, b: Tensor | None) -> Tensor | None:
-    if a is None or b is None:
-        return b if a is None else a
-    return a + b
