@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor
 
 _F = TypeVar("_F", bound=Callable[..., Any])
@@ -25,3 +26,8 @@ def plus(a: Tensor | None, b: Tensor | None) -> Tensor | None:
     if a is None or b is None:
         return b if a is None else a
     return a + b
+
+
+def plus_product(a: Tensor | None, b: Tensor, c: Tensor) -> Tensor:
+    """Return a + b∘c, where a may be absent."""
+    return b * c if a is None else torch.addcmul(a, b, c)

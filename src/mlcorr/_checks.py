@@ -31,6 +31,15 @@ def check_number(
     return number
 
 
+def check_integer(name: str, value: object, *, minimum: int) -> int:
+    """Return ``value`` as an int if it is an integer of at least ``minimum``."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise TypeError(f"{name}: expected an integer >= {minimum}, got {_kind(value)}")
+    if int(value) < minimum:
+        raise ValueError(f"{name}: expected an integer >= {minimum}, got {value!r}")
+    return int(value)
+
+
 def check_tensor(name: str, value: object, *, min_dim: int = 0) -> torch.Tensor:
     """Return ``value`` if it is a tensor of at least ``min_dim`` dimensions."""
     if not isinstance(value, torch.Tensor):

@@ -74,3 +74,14 @@ def batch_loss(
         (k, l): dependency(teacher, rows, k, l) - dependency(student, rows, k, l) for k, l in permutations(labels, 2)
     }
     return sum(weight * order_loss(difference, labels, n, delta) for n, weight in orders.items())
+
+
+def order_losses(differences: Tensor, order: int, delta: float, valid: Tensor) -> Tensor:
+    """``order_loss`` of each matrix (C, C) over its valid labels: (N,), 0 where there is no sequence."""
+    losses = []
+    for matrix, mask in zip(differences, valid, strict=True):
+        labels = [k for k, is_valid in enumerate(mask.tolist()) if is_valid]
+        difference = {(k, l): matrix[k, l] for k, l in permutations(labels, 2)}
+        exists = len(labels) >= order
+        losses.append(order_loss(difference, labels, order, delta) if exists else matrix.new_zeros(()))
+    return torch.stack(losses)

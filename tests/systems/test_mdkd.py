@@ -111,13 +111,14 @@ def test_bad_input_is_named() -> None:
 
 def composed(objective: MDKDObjective, student: Tensor, teacher: Tensor, target: Tensor) -> dict[str, Tensor]:
     """The terms from the parts, each in a pass of its own."""
+    settings = objective.dependency.configuration.settings
     apart = MDKDObjective(
-        dict(objective.dependency.configuration.orders),
+        dict(settings.orders),
         mld_weight=objective.mld_weight,
         dependency_weight=objective.dependency_weight,
         base_loss=BinaryCrossEntropyLoss(),
-        level=objective.dependency.configuration.level,
-        normalization=objective.dependency.configuration.normalization,
+        level=settings.level,
+        normalization=settings.normalization,
     )
     return apart.terms(student, teacher, target)
 

@@ -3,33 +3,26 @@
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Iterable, Mapping
 from typing import Literal, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
-from mlcorr._checks import check_choice, check_floating, check_number, check_same
+from mlcorr._checks import check_choice, check_floating, check_integer, check_mask, check_number, check_same
+from mlcorr._distributed import check_group
 from mlcorr._precision import compute_dtype
-from mlcorr._reduction import REDUCTIONS, Reduction, reduce
+from mlcorr._reduction import REDUCTIONS, Reduction
 from mlcorr.ops import norder
 
 Inputs: TypeAlias = Literal["logits", "probabilities"]
-Normalization: TypeAlias = Literal["sequences", "labels"]
 
 
 class DependencyConfiguration(NamedTuple):
     """What a call needs beside its tensors, checked."""
 
-    orders: norder.Orders
-    level: norder.Level
-    delta: float
-    batch_dependency: norder.BatchDependency
-    normalization: Normalization
+    settings: norder.Settings
     inputs: Inputs
-    reduction: Reduction
-    backend: norder.Backend
 
 
 def multi_order_dependency_loss(
@@ -41,7 +34,7 @@ def multi_order_dependency_loss(
     level: norder.Level = "both",
     delta: float = 1.0,
     batch_dependency: norder.BatchDependency = "mean_square",
-    normalization: Normalization = "sequences",
+    normalization: norder.Normalization = "sequences",
     inputs: Inputs = "logits",
     reduction: Reduction = "mean",
     samples: int | None = None,
@@ -65,22 +58,29 @@ def multi_order_dependency_loss(
         student: Logits (B, C) of the student, or probabilities with ``inputs="probabilities"``; float16, bfloat16,
             float32 or float64. With ``level="instance"`` any leading dimensions: (..., C).
         teacher: The same of the teacher, of the same shape. It gets a gradient if it requires one.
-        mask: Not implemented yet.
+        mask: Boolean, of the shape of the inputs, True where an entry is valid. An instance with c valid labels has the
+            sequences of those labels; one with fewer than n is left out of order n's mean. In the batch, an entry is
+            left out of every pair that it is part of and B counts the rows with a valid entry.
         orders: The orders n >= 2 with weight 1, or a mapping from order to weight λ_n >= 0. None may exceed C.
         level: "instance" (Φ), "batch" (Ψ) or "both" (their sum).
         delta: Where the Huber loss turns from quadratic to linear, > 0. Dependencies of probabilities differ by at
-            most 1, so that all values >= 1 are the same loss. Smaller values are not implemented yet.
+            most 1, so that all values >= 1 are the same loss, in closed form. Below, orders 2, 3 and 4 take O(C²),
+            O(C² log C) and O(C³ log C) an instance, and higher ones go over all their sequences, or ``samples``.
         batch_dependency: "mean_square" as above, or "square_of_sums", Ψ(k, l) = (Σ_i p_ik − Σ_i p_il)²/B, which is
-            Eq. 4 of the paper as printed; it reaches B, and so far needs ``delta >= B``.
+            Eq. 4 of the paper as printed; it reaches B, so that the closed form needs ``delta >= B``.
         normalization: "sequences", the paper's mean over sequences, or "labels" (ours): that mean times C, which is
             the scale of losses that sum over labels, such as BCE and MLD in the same objective.
         inputs: "logits" or "probabilities". Probabilities are trusted to lie in [0, 1].
         reduction: What is done with the losses of the instances: "mean", "batchmean" (the same here), "sum", or
             "none" (only with ``level="instance"``). The batch's loss is one number and is added unchanged.
-        samples: Not implemented yet.
-        backend: "auto" or "closed_form"; see :func:`mlcorr.ops.norder.select_backend`.
-        group: Not implemented yet.
-        generator: Not implemented yet.
+        samples: For orders >= 5 outside the closed form, estimate the mean over sequences from this many, drawn
+            uniformly for each instance anew at every call. The estimate is unbiased; its standard error is the standard
+            deviation of the loss over sequences, divided by √samples.
+        backend: "auto", "closed_form" or "enumeration"; see :func:`mlcorr.ops.norder.select_backend`.
+        group: Process group over which the loss is global: every rank returns the loss of the batch of all ranks, and
+            its gradient is W times that of the rank's part, for W ranks, so that DistributedDataParallel's mean is the
+            gradient of one big batch. Ranks may have different numbers of rows. None: this process alone.
+        generator: Source of random numbers for ``samples``; None is the default generator of the device.
 
     Returns:
         Scalar, or (...,) for ``reduction="none"``; float32, or float64 when an input is float64. An empty batch
@@ -89,7 +89,7 @@ def multi_order_dependency_loss(
     Raises:
         TypeError: An input is no floating-point tensor, an order no integer, a weight no number.
         ValueError: A value outside its range, or shapes or devices that differ; the message names the argument.
-        NotImplementedError: ``mask``, ``samples``, ``group``, ``generator``, or a ``delta`` too small.
+        NotImplementedError: A backend that does not exist yet.
 
     Differs from the authors' code:
         There is none. Where the paper's Eq. 4 and its text disagree, the default follows the text.
@@ -139,7 +139,7 @@ class MultiOrderDependencyLoss(nn.Module):
         level: norder.Level = "both",
         delta: float = 1.0,
         batch_dependency: norder.BatchDependency = "mean_square",
-        normalization: Normalization = "sequences",
+        normalization: norder.Normalization = "sequences",
         inputs: Inputs = "logits",
         reduction: Reduction = "mean",
         samples: int | None = None,
@@ -175,7 +175,8 @@ class MultiOrderDependencyLoss(nn.Module):
 
     def extra_repr(self) -> str:
         """Return the configuration for ``print``."""
-        shown = self.configuration._asdict() | {"orders": dict(self.configuration.orders)}
+        settings, inputs = self.configuration
+        shown = settings._asdict() | {"orders": dict(settings.orders), "inputs": inputs}
         return ", ".join(f"{name}={value!r}" for name, value in shown.items())
 
 
@@ -184,7 +185,7 @@ def _configure(
     level: norder.Level,
     delta: float,
     batch_dependency: norder.BatchDependency,
-    normalization: Normalization,
+    normalization: norder.Normalization,
     inputs: Inputs,
     reduction: Reduction,
     samples: int | None,
@@ -193,22 +194,25 @@ def _configure(
 ) -> DependencyConfiguration:
     check_choice("level", level, norder.LEVELS)
     check_choice("batch_dependency", batch_dependency, norder.BATCH_DEPENDENCIES)
-    check_choice("normalization", normalization, ("sequences", "labels"))
+    check_choice("normalization", normalization, norder.NORMALIZATIONS)
     check_choice("inputs", inputs, ("logits", "probabilities"))
     check_choice("reduction", reduction, REDUCTIONS)
     check_choice("backend", backend, norder.BACKENDS)
+    delta = check_number("delta", delta, minimum=0.0, maximum=math.inf, exclusive=True)
+    ranks = check_group("group", group)
+    if samples is not None:
+        samples = check_integer("samples", samples, minimum=1)
     if reduction == "none" and level != "instance":
         raise ValueError(
             f"reduction: expected 'mean', 'sum' or 'batchmean' with level={level!r}, got 'none': "
             "the batch level is one number for the whole batch"
         )
-    for name, value in (("samples", samples), ("group", group)):
-        if value is not None:
-            raise NotImplementedError(f"{name}: not implemented yet, expected None, got {value!r}")
-    delta = check_number("delta", delta, minimum=0.0, maximum=math.inf, exclusive=True)
-    return DependencyConfiguration(
-        _check_orders(orders), level, delta, batch_dependency, normalization, inputs, reduction, backend
+    if reduction == "none" and ranks is not None:
+        raise ValueError("reduction: expected 'mean', 'sum' or 'batchmean' with a group, got 'none'")
+    settings = norder.Settings(
+        _check_orders(orders), level, delta, batch_dependency, normalization, reduction, samples, backend, ranks
     )
+    return DependencyConfiguration(settings, inputs)
 
 
 def _check_orders(orders: Iterable[int] | Mapping[int, float]) -> norder.Orders:
@@ -217,11 +221,7 @@ def _check_orders(orders: Iterable[int] | Mapping[int, float]) -> norder.Orders:
     weighted = orders.items() if isinstance(orders, Mapping) else [(order, 1.0) for order in orders]
     checked: dict[int, float] = {}
     for order, weight in weighted:
-        if isinstance(order, bool) or not hasattr(order, "__index__"):
-            raise TypeError(f"orders: expected integers >= 2, got {order!r}")
-        number = operator.index(order)
-        if number < 2:
-            raise ValueError(f"orders: expected integers >= 2 (a pair is order 2), got {number}")
+        number = check_integer("orders", order, minimum=2)
         if number in checked:
             raise ValueError(f"orders: expected each order once, got {number} again; use {{order: weight}}")
         checked[number] = check_number(f"orders[{number}]", weight, minimum=0.0)
@@ -258,29 +258,13 @@ def _terms(
     configuration: DependencyConfiguration,
     generator: torch.Generator | None,
 ) -> dict[str, Tensor]:
-    for name, value in (("mask", mask), ("generator", generator)):
-        if value is not None:
-            raise NotImplementedError(f"{name}: not implemented yet, expected None")
-    dtype = check_pair(student, teacher, configuration.level)
+    settings, inputs = configuration
+    dtype = check_pair(student, teacher, settings.level)
     student, teacher = student.to(dtype), teacher.to(dtype)
-    if configuration.inputs == "logits":
+    if mask is not None:
+        check_mask("mask", mask, "student", student)
+        # Before the mathematics, so that a NaN in a masked entry reaches neither value nor gradient.
+        student, teacher = torch.where(mask, student, 0.0), torch.where(mask, teacher, 0.0)
+    if inputs == "logits":
         student, teacher = student.sigmoid(), teacher.sigmoid()
-    instance, batch = norder.dependency_terms(
-        student,
-        teacher,
-        orders=configuration.orders,
-        level=configuration.level,
-        delta=configuration.delta,
-        batch_dependency=configuration.batch_dependency,
-        backend=configuration.backend,
-    )
-    scale = student.shape[-1] if configuration.normalization == "labels" else 1
-    terms = {}
-    if instance is not None:
-        # A loss per instance is a row of one entry to the reduction.
-        terms["instance"] = scale * reduce(instance.unsqueeze(-1), None, configuration.reduction)
-        if configuration.reduction == "none":
-            terms["instance"] = terms["instance"].squeeze(-1)
-    if batch is not None:
-        terms["batch"] = scale * batch
-    return terms
+    return norder.dependency_terms(student, teacher, mask, settings, generator)

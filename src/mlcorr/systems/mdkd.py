@@ -11,7 +11,7 @@ from mlcorr._checks import check_number
 from mlcorr._targets import check_target, split_target
 from mlcorr.losses.binary_cross_entropy import BinaryCrossEntropyLoss
 from mlcorr.losses.mld import MLDLoss
-from mlcorr.losses.multi_order_dependency import MultiOrderDependencyLoss, Normalization, check_pair
+from mlcorr.losses.multi_order_dependency import MultiOrderDependencyLoss, check_pair
 from mlcorr.ops import norder
 
 
@@ -34,13 +34,15 @@ class MDKDObjective(nn.Module):
             labels; :meth:`terms` and :meth:`gradient_norms` show by how much.
         temperature: Of the MLD term.
         backend: Of the dependency loss.
-        group: Process group over which the dependency loss is global. Not implemented yet.
+        samples: Number of label sequences drawn for orders >= 5 with ``delta < 1``.
+        group: Process group over which the dependency loss is global. Base loss and MLD are means over the rank's own
+            rows, which DistributedDataParallel averages.
 
     Shape:
         - student, teacher: logits (B, C).
         - target: (B, C), 0/1 or soft; −1 leaves the entry out of the base loss only, since the teacher's opinion on
           an unknown label is what distillation can use. ``mask=target >= 0`` leaves it out of all other terms too.
-        - mask: boolean (B, C) or None. Not implemented yet for the dependency terms.
+        - mask: boolean (B, C) or None, True where an entry counts in the terms that distil.
         - Output: ().
 
     Raises:
@@ -73,8 +75,9 @@ class MDKDObjective(nn.Module):
         level: norder.Level = "both",
         delta: float = 1.0,
         batch_dependency: norder.BatchDependency = "mean_square",
-        normalization: Normalization = "sequences",
+        normalization: norder.Normalization = "sequences",
         temperature: float = 1.0,
+        samples: int | None = None,
         backend: norder.Backend = "auto",
         group: object | None = None,
     ) -> None:
@@ -94,6 +97,7 @@ class MDKDObjective(nn.Module):
             and level != "batch"
             and delta >= 1.0
             and backend in ("auto", "closed_form")
+            and group is None
         )
         self.dependency = MultiOrderDependencyLoss(
             orders,
@@ -101,6 +105,7 @@ class MDKDObjective(nn.Module):
             delta=delta,
             batch_dependency=batch_dependency,
             normalization=normalization,
+            samples=samples,
             backend=backend,
             group=group,
         )
@@ -150,7 +155,7 @@ class MDKDObjective(nn.Module):
             }
 
     def _fused_terms(self, student: Tensor, teacher: Tensor, target: Tensor) -> dict[str, Tensor]:
-        settings = self.dependency.configuration
+        settings = self.dependency.configuration.settings
         num_labels = student.shape[-1]
         dtype = check_pair(student, teacher, settings.level)
         check_target("target", target, "student", student)
@@ -172,17 +177,8 @@ class MDKDObjective(nn.Module):
         )
         named = {"base": terms.base, "mld": terms.mld, "instance": terms.instance}
         if settings.level == "both":
-            _, batch = norder.dependency_terms(
-                terms.student,
-                terms.teacher,
-                orders=settings.orders,
-                level="batch",
-                delta=settings.delta,
-                batch_dependency=settings.batch_dependency,
-                backend=settings.backend,
-            )
-            if batch is not None:
-                named["batch"] = scale * batch
+            dependency = norder.dependency_terms(terms.student, terms.teacher, None, settings._replace(level="batch"))
+            named["batch"] = self.dependency_weight * dependency["batch"]
         return named
 
     def extra_repr(self) -> str:

@@ -4,30 +4,57 @@
 
 - ``closed_form``, where the Huber loss is quadratic on every reachable difference, which is δ >= 1 (δ >= B for
   ``square_of_sums``): O(B·C) for the instances, O(min(B·C², B²·C)) for the batch.
+- ``enumeration`` for every other δ, order by order: 2, 3 and 4 in polynomial time (``tail.py``), higher ones over all
+  label sequences (``enumeration.py``) or, with ``samples``, over some of them (``sampling.py``).
 """
 
 from __future__ import annotations
 
-from typing import Final, Literal, NamedTuple, TypeAlias
+import functools
+from collections.abc import Sequence
+from typing import NamedTuple
 
+import torch
+import torch.distributed as dist
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
-from mlcorr.ops.norder import closed_form
+from mlcorr._distributed import gather_rows, global_sum
+from mlcorr.ops.norder import closed_form, enumeration, masked_closed_form, sampling, tail
 from mlcorr.ops.norder.coefficients import Coefficients, coefficients
+from mlcorr.ops.norder.differences import batch_difference, instance_differences
+from mlcorr.ops.norder.ladder import (
+    BACKENDS,
+    BATCH_DEPENDENCIES,
+    HIGHEST_TAIL,
+    LEVELS,
+    NORMALIZATIONS,
+    Backend,
+    BatchDependency,
+    Level,
+    Normalization,
+    Orders,
+    Selection,
+    Settings,
+    in_closed_form,
+    select_backend,
+)
 from mlcorr.ops.norder.objective import ObjectiveTerms, objective_terms
 
 __all__ = [
     "BACKENDS",
     "BATCH_DEPENDENCIES",
     "LEVELS",
+    "NORMALIZATIONS",
     "Backend",
     "BatchDependency",
     "Coefficients",
-    "DependencyTerms",
     "Level",
+    "Normalization",
     "ObjectiveTerms",
     "Orders",
     "Selection",
+    "Settings",
     "check_orders",
     "coefficients",
     "dependency_terms",
@@ -35,70 +62,16 @@ __all__ = [
     "select_backend",
 ]
 
-Orders: TypeAlias = tuple[tuple[int, float], ...]
-Level: TypeAlias = Literal["instance", "batch", "both"]
-BatchDependency: TypeAlias = Literal["mean_square", "square_of_sums"]
-Backend: TypeAlias = Literal["auto", "closed_form", "closed_form_triton", "enumeration", "enumeration_triton"]
-
-LEVELS: Final = ("instance", "batch", "both")
-BATCH_DEPENDENCIES: tuple[BatchDependency, ...] = ("mean_square", "square_of_sums")
-BACKENDS: tuple[Backend, ...] = ("auto", "closed_form", "closed_form_triton", "enumeration", "enumeration_triton")
+# Entries of D that are formed at a time; beyond it, instances are taken in chunks that the backward forms again.
+_CHUNK = 1 << 24
 
 
-class Selection(NamedTuple):
-    """The implementation that a call would take, and why."""
+class _Pair(NamedTuple):
+    """Probabilities (..., C), of one device and dtype, float32 or float64, and where they count."""
 
-    backend: Backend
-    reason: str
-
-
-class DependencyTerms(NamedTuple):
-    """The loss of every instance (...,) and of the batch (); None for a level that was not asked for."""
-
-    instance: Tensor | None
-    batch: Tensor | None
-
-
-def select_backend(
-    level: Literal["instance", "batch"],
-    *,
-    batch_size: int,
-    delta: float = 1.0,
-    batch_dependency: BatchDependency = "mean_square",
-    backend: Backend = "auto",
-) -> Selection:
-    """Return which implementation ``dependency_terms`` takes for one level, decided without looking at any value.
-
-    Raises:
-        ValueError: ``backend="closed_form"`` where it would not be the loss that was asked for.
-        NotImplementedError: what is asked for has no implementation yet.
-
-    Example:
-        >>> select_backend("batch", batch_size=32).backend
-        'closed_form'
-    """
-    chosen = _choose(level, batch_size, delta, batch_dependency, backend)
-    largest = _largest_difference(level, batch_size, batch_dependency)
-    return Selection(chosen, f"differences reach {largest} and delta is {delta:g}: the Huber loss is quadratic")
-
-
-def _largest_difference(level: Level, batch_size: int, batch_dependency: BatchDependency) -> int:
-    return batch_size if level == "batch" and batch_dependency == "square_of_sums" else 1
-
-
-def _choose(
-    level: Level, batch_size: int, delta: float, batch_dependency: BatchDependency, backend: Backend
-) -> Backend:
-    if backend not in ("auto", "closed_form"):
-        raise NotImplementedError(f"backend: {backend!r} is not implemented yet; 'auto' and 'closed_form' are")
-    largest = _largest_difference(level, batch_size, batch_dependency)
-    if delta >= largest:
-        return "closed_form"
-    if backend == "closed_form":
-        raise ValueError(
-            f"backend: 'closed_form' needs a quadratic Huber loss, delta >= {largest}, but delta is {delta}; use 'auto'"
-        )
-    raise NotImplementedError(f"delta: {delta} is below {largest}, the largest difference; not implemented yet")
+    student: Tensor
+    teacher: Tensor
+    mask: Tensor | None
 
 
 def check_orders(orders: Orders, num_labels: int) -> None:
@@ -114,26 +87,151 @@ def check_orders(orders: Orders, num_labels: int) -> None:
 def dependency_terms(
     student: Tensor,
     teacher: Tensor,
-    *,
-    orders: Orders,
-    level: Level,
-    delta: float = 1.0,
-    batch_dependency: BatchDependency = "mean_square",
-    backend: Backend = "auto",
-) -> DependencyTerms:
-    """Return the weighted sum over ``orders`` of the n-order losses of probabilities (..., C), level by level.
+    mask: Tensor | None,
+    settings: Settings,
+    generator: torch.Generator | None = None,
+) -> dict[str, Tensor]:
+    """Return the n-order losses of probabilities, by level ("instance", "batch") and reduced.
 
-    The two tensors have one shape, device and dtype (float32 or float64); (B, C) where ``level`` is not "instance".
+    The two tensors are (..., C), with a batch level (B, C), of one device and dtype, float32 or float64.
     """
-    check_orders(orders, student.shape[-1])
-    rows = student.shape[0]
-    for each in LEVELS[:2]:
-        if level in (each, "both"):
-            _choose(each, rows, delta, batch_dependency, backend)
-    plan = coefficients(orders, student.shape[-1])
-    if level == "both" and batch_dependency == "mean_square":
-        return DependencyTerms(*closed_form.both_losses(student, teacher, plan))
-    return DependencyTerms(
-        closed_form.instance_loss(student, teacher, plan) if level != "batch" else None,
-        closed_form.batch_loss(student, teacher, plan, batch_dependency) if level != "instance" else None,
+    check_orders(settings.orders, student.shape[-1])
+    local = _Pair(student, teacher, mask)
+    if settings.level == "instance":
+        return {"instance": _instance_term(local, settings, generator)}
+    whole = _gathered(local, settings)
+    if settings.level == "batch":
+        return {"batch": _batch_term(whole, settings, generator)}
+    if _share_a_pass(whole, settings):
+        plan = coefficients(settings.orders, student.shape[-1])
+        loss, of_batch = closed_form.both_losses(student, teacher, plan)
+        instance = _reduce([loss], [1.0], local, settings, [None])
+        return {"instance": instance, "batch": _scale(settings, student) * of_batch}
+    return {
+        "instance": _instance_term(local, settings, generator),
+        "batch": _batch_term(whole, settings, generator),
+    }
+
+
+def _share_a_pass(pair: _Pair, settings: Settings) -> bool:
+    rows = pair.student.shape[0]
+    return (
+        pair.mask is None
+        and settings.group is None
+        and settings.batch_dependency == "mean_square"
+        and in_closed_form(settings, "instance", rows)
+        and in_closed_form(settings, "batch", rows)
     )
+
+
+def _gathered(pair: _Pair, settings: Settings) -> _Pair:
+    """Return the batch of all ranks."""
+    if settings.group is None:
+        return pair
+    student, teacher = (gather_rows(x, settings.group) for x in (pair.student, pair.teacher))
+    mask = None if pair.mask is None else gather_rows(pair.mask.to(torch.uint8), settings.group).bool()
+    return _Pair(student, teacher, mask)
+
+
+def _instance_term(pair: _Pair, settings: Settings, generator: torch.Generator | None) -> Tensor:
+    student, teacher, mask = pair
+    if mask is None and in_closed_form(settings, "instance", student.shape[0]):
+        # All orders at once: to the reduction they are one, of weight 1.
+        loss = closed_form.instance_loss(student, teacher, coefficients(settings.orders, student.shape[-1]))
+        return _reduce([loss], [1.0], pair, settings, [None])
+    orders = [order for order, _ in settings.orders]
+    if mask is not None and in_closed_form(settings, "instance", student.shape[0]):
+        losses = masked_closed_form.instance_losses(student, teacher, mask, orders)
+    else:
+        losses = [_instance_losses(pair, order, settings, generator) for order in orders]
+    enough = [None if mask is None else mask.sum(dim=-1) >= order for order in orders]
+    return _reduce(losses, [weight for _, weight in settings.orders], pair, settings, enough)
+
+
+def _batch_term(pair: _Pair, settings: Settings, generator: torch.Generator | None) -> Tensor:
+    student, teacher, mask = pair
+    if not in_closed_form(settings, "batch", student.shape[0]):
+        difference = batch_difference(student, teacher, mask, settings.batch_dependency).unsqueeze(0)
+        losses = [w * _mean_huber(difference, n, None, settings, generator) for n, w in settings.orders]
+        loss = torch.stack(losses).sum()
+    elif mask is None:
+        plan = coefficients(settings.orders, student.shape[-1])
+        loss = closed_form.batch_loss(student, teacher, plan, settings.batch_dependency)
+    else:
+        loss = masked_closed_form.batch_loss(student, teacher, mask, settings.orders, settings.batch_dependency)
+    return _scale(settings, student) * loss
+
+
+def _instance_losses(pair: _Pair, order: int, settings: Settings, generator: torch.Generator | None) -> Tensor:
+    """Return the loss of one order of every instance, (...,), by way of its matrix D."""
+    labels = pair.student.shape[-1]
+    student, teacher = (x.reshape(-1, labels) for x in (pair.student, pair.teacher))
+    mask = None if pair.mask is None else pair.mask.reshape(-1, labels)
+
+    def of_rows(s: Tensor, t: Tensor, m: Tensor | None) -> Tensor:
+        return _mean_huber(instance_differences(s, t), order, m, settings, generator)
+
+    rows = max(_CHUNK // (labels * labels), 1)
+    if student.shape[0] <= rows:
+        return of_rows(student, teacher, mask).reshape(pair.student.shape[:-1])
+    chunks = [
+        checkpoint(
+            of_rows,
+            student[first : first + rows],
+            teacher[first : first + rows],
+            None if mask is None else mask[first : first + rows],
+            use_reentrant=False,
+        )
+        for first in range(0, student.shape[0], rows)
+    ]
+    return torch.cat(chunks).reshape(pair.student.shape[:-1])
+
+
+def _mean_huber(
+    differences: Tensor, order: int, valid: Tensor | None, settings: Settings, generator: torch.Generator | None
+) -> Tensor:
+    if order <= HIGHEST_TAIL and differences.device.type != "mps":  # a tail needs float64
+        return tail.mean_huber(differences, order, settings.delta, valid)
+    if order > HIGHEST_TAIL and settings.samples is not None:
+        return sampling.mean_huber(differences, order, settings.delta, settings.samples, generator, valid)
+    enumeration.check_reach(order, differences.shape[-1], differences.shape[0])
+    return enumeration.mean_huber(differences, order, settings.delta, valid)
+
+
+def _scale(settings: Settings, student: Tensor) -> int:
+    return student.shape[-1] if settings.normalization == "labels" else 1
+
+
+def _reduce(
+    losses: Sequence[Tensor], weights: Sequence[float], pair: _Pair, settings: Settings, enough: Sequence[Tensor | None]
+) -> Tensor:
+    """Reduce each order's losses of instances, (...,), over all ranks, and add them up by their weights.
+
+    A mean is, for each order, over the instances that have a sequence of it (``enough``; None: all of them), and
+    "batchmean" over those that have a valid label.
+    """
+    mask, group = pair.mask, settings.group
+    scale: Tensor | int = 1
+    if settings.normalization == "labels":
+        scale = pair.student.shape[-1] if mask is None else mask.sum(dim=-1)
+    parts = []
+    for loss, weight, counted in zip(losses, weights, enough, strict=True):
+        scaled = loss if isinstance(scale, int) and scale == 1 else scale * loss
+        if settings.reduction == "none":
+            parts.append(weight * scaled)
+            continue
+        total = global_sum(scaled.sum(), group)
+        if settings.reduction != "sum":
+            if mask is not None and settings.reduction == "batchmean":
+                counted = mask.any(dim=-1)
+            total = total / _global_count(loss, counted, group)
+        parts.append(weight * total)
+    return functools.reduce(torch.add, parts)
+
+
+def _global_count(loss: Tensor, counted: Tensor | None, group: dist.ProcessGroup | None) -> Tensor | int:
+    """Return the number of instances, or of those ``counted``, at least 1."""
+    if group is None and counted is None:
+        return max(loss.numel(), 1)
+    count = loss.new_full((), loss.numel()) if counted is None else counted.sum().to(loss.dtype)
+    return global_sum(count, group).clamp(min=1)

@@ -136,7 +136,7 @@ def instance_gradient(
     to_w1, to_w2, to_u2, to_v2 = (
         u.new_zeros(()) if grad is None else grad.unsqueeze(-1) for grad in (grad_w1, grad_w2, grad_u2, grad_v2)
     )
-    part = torch.addcmul(to_w1, u * v, to_w2, value=2) * turned
+    part = torch.addcmul(to_w1, u * v, to_w2, value=2).mul_(turned)
     return torch.addcmul(torch.addcmul(part, u, to_u2, value=2), v, to_v2, value=2 * sign)
 
 

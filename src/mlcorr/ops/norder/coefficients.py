@@ -9,7 +9,9 @@ Q, R and S contain. The documentation derives it; the tests hold it against ever
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import NamedTuple, overload
+
+from torch import Tensor
 
 
 class Coefficients(NamedTuple):
@@ -24,6 +26,37 @@ class Coefficients(NamedTuple):
         return Coefficients(factor * self.alpha, factor * self.beta, factor * self.gamma)
 
 
+@overload
+def matrix_coefficients(order: int, num_labels: int) -> tuple[float, float, float]: ...
+@overload
+def matrix_coefficients(order: int, num_labels: Tensor) -> tuple[Tensor, Tensor, Tensor]: ...
+def matrix_coefficients(order, num_labels):  # type: ignore[no-untyped-def]
+    """Return (cQ, cR, cS) of one order, for a Python number of labels or a float64 tensor of them, >= ``order``."""
+    edges = order - 1
+    pairs = num_labels * (num_labels - 1)
+    triples = pairs * (num_labels - 2)
+    same = edges / pairs
+    adjacent = 2 * (edges - 1) / triples if order >= 3 else 0 * same
+    disjoint = (edges - 1) * (edges - 2) / (triples * (num_labels - 3)) if order >= 4 else 0 * same
+    scale = 1 / (2 * edges * edges)
+    return scale * (same - adjacent + 2 * disjoint), scale * (adjacent - 4 * disjoint), scale * disjoint
+
+
+@overload
+def instance_coefficients(order: int, num_labels: int) -> tuple[float, float, float]: ...
+@overload
+def instance_coefficients(order: int, num_labels: Tensor) -> tuple[Tensor, Tensor, Tensor]: ...
+def instance_coefficients(order, num_labels):  # type: ignore[no-untyped-def]
+    """Return (α, β, γ) of one order, for a Python number of labels or a float64 tensor of them, >= ``order``."""
+    c_q, c_r, c_s = matrix_coefficients(order, num_labels)
+    squared = num_labels * num_labels
+    return (
+        2 * num_labels * c_q + squared * c_r,
+        4 * c_q + 3 * num_labels * c_r + 4 * squared * c_s,
+        2 * c_q,
+    )
+
+
 def coefficients(orders: Iterable[tuple[int, float]], num_labels: int) -> Coefficients:
     """Return Σ over (order, weight) of weight·(α, β, γ) for ``num_labels`` labels, formed in Python floats.
 
@@ -31,19 +64,7 @@ def coefficients(orders: Iterable[tuple[int, float]], num_labels: int) -> Coeffi
     (``closed_form.py``). Orders beyond ``num_labels`` have no sequence and must not be asked for.
     """
     alpha = beta = gamma = 0.0
-    pairs = num_labels * (num_labels - 1)
-    triples = pairs * (num_labels - 2)
-    quadruples = triples * (num_labels - 3)
     for order, weight in orders:
-        edges = order - 1
-        same = edges / pairs
-        adjacent = 2 * (edges - 1) / triples if order >= 3 else 0.0
-        disjoint = (edges - 1) * (edges - 2) / quadruples if order >= 4 else 0.0
-        scale = weight / (2 * edges * edges)
-        c_q = scale * (same - adjacent + 2 * disjoint)
-        c_r = scale * (adjacent - 4 * disjoint)
-        c_s = scale * disjoint
-        alpha += 2 * num_labels * c_q + num_labels * num_labels * c_r
-        beta += 4 * c_q + 3 * num_labels * c_r + 4 * num_labels * num_labels * c_s
-        gamma += 2 * c_q
+        a, b, c = instance_coefficients(order, num_labels)
+        alpha, beta, gamma = alpha + weight * a, beta + weight * b, gamma + weight * c
     return Coefficients(alpha, beta, gamma)

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mlcorr._autograd import fixed_signature, plus
+from mlcorr._autograd import fixed_signature, plus, plus_product
 from mlcorr.ops.norder import closed_form
 from mlcorr.ops.norder.coefficients import Coefficients
 
@@ -68,10 +68,10 @@ class _Objective(torch.autograd.Function):
         # not rounded away where the firsts cancel, that is where student, teacher and target confidently agree.
         positive = student.clamp(min=0)
         small = F.softplus(student.abs().neg_())
-        base = (torch.addcmul(positive, target, student, value=-1) + small) * target_weight
+        base = torch.addcmul(positive, target, student, value=-1).add_(small).mul_(target_weight)
         mld = small - F.softplus(teacher.abs().neg_())
-        mld = torch.addcmul(mld, teacher.neg().sigmoid_(), positive - teacher.clamp(min=0))
-        mld = torch.addcmul(mld, t, teacher.clamp(max=0) - student.clamp(max=0))
+        mld.add_((positive - teacher.clamp(min=0)).mul_(teacher.neg().sigmoid_()))
+        mld.add_((teacher.clamp(max=0) - student.clamp(max=0)).mul_(t))
         u, v = closed_form.centred_sum_and_difference(s, t)
         *sums, instance = closed_form.instance_form(u, v, plan)
         return s, t, u, v, *sums, base.sum(), mld_weight * mld.sum(), instance.sum()
@@ -107,9 +107,9 @@ class _Objective(torch.autograd.Function):
             if probability is not None:
                 to_student = torch.ops.aten.sigmoid_backward(probability, s)
             if base is not None:
-                to_student = plus(to_student, (s - target) * (target_weight * base))
+                to_student = plus_product(to_student, (s - target).mul_(target_weight), base)
             if mld is not None:
-                to_student = plus(to_student, (s - t) * mld)
+                to_student = plus_product(to_student, s - t, mld)
         if ctx.needs_input_grad[1]:
             probability = plus(grad_t, to_probability(+1))
             if probability is not None:

@@ -1,0 +1,72 @@
+"""Sums and batches over the processes of a group, as losses need them.
+
+Every rank gets the global value. Its gradient is W times that of the global value to the rank's own input, for W ranks,
+so that the mean over ranks which DistributedDataParallel takes is the gradient of one big batch.
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+
+def check_group(name: str, group: object) -> dist.ProcessGroup | None:
+    """Return ``group`` if it is a process group that this process is in, or None."""
+    if group is None:
+        return None
+    if not dist.is_available() or not isinstance(group, dist.ProcessGroup):
+        raise TypeError(
+            f"{name}: expected a torch.distributed process group or None, got {type(group).__name__}; "
+            "torch.distributed.group.WORLD is the group of all processes, once init_process_group was called"
+        )
+    return group
+
+
+def global_sum(value: Tensor, group: dist.ProcessGroup | None) -> Tensor:
+    """Return the sum of ``value`` over ranks."""
+    return value if group is None else cast(Tensor, _GlobalSum.apply(value, group))
+
+
+def gather_rows(value: Tensor, group: dist.ProcessGroup | None) -> Tensor:
+    """Return the rows of all ranks, in the order of ranks; ranks may have different numbers of rows."""
+    return value if group is None else cast(Tensor, _GatherRows.apply(value, group))
+
+
+class _GlobalSum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, group: dist.ProcessGroup) -> Tensor:
+        ctx.ranks = dist.get_world_size(group)
+        total = value.clone()
+        dist.all_reduce(total, group=group)
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return ctx.ranks * grad, None
+
+
+class _GatherRows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, group: dist.ProcessGroup) -> Tensor:
+        ctx.ranks, rank = dist.get_world_size(group), dist.get_rank(group)
+        own = torch.tensor([value.shape[0]], device=value.device)
+        sizes = [torch.zeros_like(own) for _ in range(ctx.ranks)]
+        dist.all_gather(sizes, own, group=group)
+        rows = torch.cat(sizes).tolist()
+        # Collectives want one shape: pad to the longest, and cut again.
+        padded = value.new_zeros(max(rows), *value.shape[1:])
+        padded[: value.shape[0]] = value
+        parts = [torch.empty_like(padded) for _ in rows]
+        dist.all_gather(parts, padded, group=group)
+        ctx.first, ctx.rows = sum(rows[:rank]), rows[rank]
+        return torch.cat([part[:count] for part, count in zip(parts, rows, strict=True)])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return ctx.ranks * grad[ctx.first : ctx.first + ctx.rows], None
