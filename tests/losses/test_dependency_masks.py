@@ -214,6 +214,13 @@ def test_samples_estimate_what_enumeration_gives() -> None:
         ]
     )
     assert abs(estimates.mean() - exact) <= 3 * estimates.std() / 400**0.5
+    # The documented standard error: that of 50 draws an instance, averaged over the instances.
+    differences = norder.instance_differences(student, teacher).detach()
+    sequences = torch.tensor(list(reference.label_sequences(range(9), 5)))
+    means = torch.stack([differences[:, a, b] for a, b in zip(sequences.T[:-1], sequences.T[1:], strict=True)]).mean(0)
+    values = torch.where(means.abs() <= 0.05, 0.5 * means**2, 0.05 * (means.abs() - 0.025))
+    standard_error = (values.var(dim=1, correction=0) / 50).sum().sqrt() / 2
+    torch.testing.assert_close(estimates.std().double(), standard_error, rtol=0.15, atol=0)
     again = [
         multi_order_dependency_loss(
             student, teacher, samples=50, generator=torch.Generator().manual_seed(0), **settings
@@ -233,6 +240,9 @@ def test_chunks_of_instances_change_nothing(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_the_ladder_says_what_runs() -> None:
+    reason = norder.select_backend("instance", batch_size=8, orders=(4, 6), delta=0.5, samples=100).reason
+    assert reason.endswith("order 4 by tail, order 6 by 100 samples")
+    assert norder.select_backend("batch", batch_size=8, orders=(5,), delta=0.5).reason.endswith("5 by enumeration")
     assert norder.select_backend("batch", batch_size=8, delta=8.0, batch_dependency="square_of_sums").backend == (
         "closed_form"
     )

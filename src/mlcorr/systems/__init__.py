@@ -1,1 +1,1 @@
-"""The five research systems, assembled from the parts; each is imported from its own module."""
+"""Research systems, assembled from the parts; each is imported from its own module."""

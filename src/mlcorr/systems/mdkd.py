@@ -90,15 +90,6 @@ class MDKDObjective(nn.Module):
             )
         self.base_loss = BinaryCrossEntropyLoss() if base_loss is None else base_loss
         self.mld = MLDLoss(temperature=temperature)
-        # BCE, MLD and the instance level share one pass where all three are what that pass computes.
-        self._fused = (
-            base_loss is None
-            and self.mld.temperature == 1.0
-            and level != "batch"
-            and delta >= 1.0
-            and backend in ("auto", "closed_form")
-            and group is None
-        )
         self.dependency = MultiOrderDependencyLoss(
             orders,
             level=level,
@@ -120,8 +111,8 @@ class MDKDObjective(nn.Module):
 
         They are tensors in the graph; nothing is synchronised until the caller reads one.
         """
-        if self._fused and mask is None:
-            return self._fused_terms(student, teacher, target)
+        if mask is None and self._shares_a_pass(student.shape[0] if student.dim() else 1):
+            return self._terms_in_one_pass(student, teacher, target)
         dependency = self.dependency.terms(student, teacher, mask)
         return {
             "base": self.base_loss(student, target),
@@ -154,7 +145,19 @@ class MDKDObjective(nn.Module):
                 for name, term in terms.items()
             }
 
-    def _fused_terms(self, student: Tensor, teacher: Tensor, target: Tensor) -> dict[str, Tensor]:
+    def _shares_a_pass(self, rows: int) -> bool:
+        """Return whether base loss, MLD and instance level are what one pass computes together."""
+        settings = self.dependency.configuration.settings
+        return (
+            type(self.base_loss) is BinaryCrossEntropyLoss
+            and self.base_loss.reduction == "batchmean"
+            and self.mld.temperature == 1.0
+            and settings.level != "batch"
+            and settings.group is None
+            and norder.in_closed_form(settings, "instance", rows)
+        )
+
+    def _terms_in_one_pass(self, student: Tensor, teacher: Tensor, target: Tensor) -> dict[str, Tensor]:
         settings = self.dependency.configuration.settings
         num_labels = student.shape[-1]
         dtype = check_pair(student, teacher, settings.level)

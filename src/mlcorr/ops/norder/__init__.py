@@ -58,6 +58,7 @@ __all__ = [
     "check_orders",
     "coefficients",
     "dependency_terms",
+    "in_closed_form",
     "objective_terms",
     "select_backend",
 ]

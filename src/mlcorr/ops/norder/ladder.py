@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Final, Literal, NamedTuple, TypeAlias
 
 import torch.distributed as dist
@@ -48,8 +49,10 @@ def select_backend(
     level: Literal["instance", "batch"],
     *,
     batch_size: int,
+    orders: Iterable[int] = (2, 3, 4),
     delta: float = 1.0,
     batch_dependency: BatchDependency = "mean_square",
+    samples: int | None = None,
     backend: Backend = "auto",
 ) -> Selection:
     """Return which implementation of one level would run, and why; for several ranks, ``batch_size`` is that of all.
@@ -61,18 +64,18 @@ def select_backend(
     Example:
         >>> select_backend("batch", batch_size=32).backend
         'closed_form'
-        >>> select_backend("instance", batch_size=32, delta=0.5).reason
-        'differences reach 1 and delta is 0.5: the Huber loss has a linear part'
+        >>> select_backend("instance", batch_size=32, orders=(2,), delta=0.5).reason
+        'differences reach 1 and delta is 0.5, so the Huber loss has a linear part: order 2 by tail'
     """
     settings = Settings((), level, delta, batch_dependency, backend=backend)
-    chosen: Backend = "closed_form" if in_closed_form(settings, level, batch_size) else "enumeration"
     largest = _largest_difference(settings, level, batch_size)
-    bound = f"differences reach {largest} and delta is {delta:g}"
-    if delta < largest:
-        return Selection(chosen, f"{bound}: the Huber loss has a linear part")
-    return Selection(
-        chosen, f"{bound}: the Huber loss is quadratic" + (", but backend asks" if chosen == backend else "")
-    )
+    bound = f"differences reach {largest} and delta is {delta:g}, so the Huber loss"
+    if in_closed_form(settings, level, batch_size):
+        return Selection("closed_form", f"{bound} is quadratic")
+    beyond = "enumeration" if samples is None else f"{samples} samples"
+    forms = ", ".join(f"order {n} by {'tail' if n <= HIGHEST_TAIL else beyond}" for n in orders)
+    shape = "has a linear part" if delta < largest else "is quadratic, but backend='enumeration' was asked for"
+    return Selection("enumeration", f"{bound} {shape}: {forms}")
 
 
 def in_closed_form(settings: Settings, level: Literal["instance", "batch"], batch_size: int) -> bool:
