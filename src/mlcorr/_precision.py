@@ -15,6 +15,9 @@ def compute_dtype(*tensors: torch.Tensor) -> torch.dtype:
 def no_autocast(tensor: torch.Tensor) -> contextlib.AbstractContextManager[object]:
     """Context in which autocast does not send our float32 matrix products back to half precision."""
     device_type = tensor.device.type
-    if torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
+    # A graph holds for a call in autocast and out of it; older compilers cannot ask what is available.
+    if torch.compiler.is_compiling() or (
+        torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
+    ):
         return torch.autocast(device_type, enabled=False)
     return contextlib.nullcontext()

@@ -100,6 +100,7 @@ class MDKDObjective(nn.Module):
             backend=backend,
             group=group,
         )
+        self._batch_settings = self.dependency.configuration.settings._replace(level="batch")
 
     def forward(self, student: Tensor, teacher: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
         """Return the objective, the sum of :meth:`terms`."""
@@ -168,7 +169,7 @@ class MDKDObjective(nn.Module):
         target_weight: Tensor | float = 1 / rows
         if known is not None:
             counted = known.to(dtype)
-            target_weight = counted / counted.amax(dim=-1).sum().clamp(min=1)
+            target_weight = counted.div_(counted.amax(dim=-1).sum().clamp(min=1))
         scale = self.dependency_weight * (num_labels if settings.normalization == "labels" else 1)
         terms = norder.objective_terms(
             student.to(dtype),
@@ -180,7 +181,7 @@ class MDKDObjective(nn.Module):
         )
         named = {"base": terms.base, "mld": terms.mld, "instance": terms.instance}
         if settings.level == "both":
-            dependency = norder.dependency_terms(terms.student, terms.teacher, None, settings._replace(level="batch"))
+            dependency = norder.dependency_terms(terms.student, terms.teacher, None, self._batch_settings)
             named["batch"] = self.dependency_weight * dependency["batch"]
         return named
 

@@ -13,7 +13,6 @@ gradient of an entry of D needs only the sums of y over one end, or over both.
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import pairwise
 from math import perm
 from typing import Any, TypeAlias, cast
 
@@ -239,7 +238,7 @@ def _along(matrices: Tensor, middle: tuple[Tensor, ...]) -> Tensor:
     if not middle:
         return matrices.unsqueeze(1)
     to_last = matrices[:, middle[-1]]
-    for k, k_next in pairwise(middle):
+    for k, k_next in zip(middle[:-1], middle[1:], strict=True):
         to_last = to_last + matrices[:, k, k_next].unsqueeze(-1)
     edges = len(middle) + 1
     return (matrices[:, middle[0]] / edges).unsqueeze(-1) + (to_last / edges).unsqueeze(-2)
@@ -253,6 +252,6 @@ def _per_pair(y: Tensor, middle: tuple[Tensor, ...]) -> Tensor:
     of_last, of_first = y.sum(dim=-2), y.sum(dim=-1)
     shares = torch.zeros_like(y[:, 0]).index_add(1, middle[0], of_first).index_add(1, middle[-1], of_last)
     shares, of_middle = shares.flatten(1), of_first.sum(dim=-1)
-    for k, k_next in pairwise(middle):
+    for k, k_next in zip(middle[:-1], middle[1:], strict=True):
         shares = shares.index_add(1, k * num_labels + k_next, of_middle)
     return shares.view_as(y[:, 0]) / (len(middle) + 1)

@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from mlcorr._autograd import fixed_signature, plus, plus_product
@@ -67,9 +66,9 @@ class _Objective(torch.autograd.Function):
         # softplus(x) = max(x, 0) + softplus(−|x|), and the second summand is small: kept apart from the first, it is
         # not rounded away where the firsts cancel, that is where student, teacher and target confidently agree.
         positive = student.clamp(min=0)
-        small = F.softplus(student.abs().neg_())
+        small = student.abs().neg_().exp_().log1p_()
         base = torch.addcmul(positive, target, student, value=-1).add_(small).mul_(target_weight)
-        mld = small - F.softplus(teacher.abs().neg_())
+        mld = small - teacher.abs().neg_().exp_().log1p_()
         mld.add_((positive - teacher.clamp(min=0)).mul_(teacher.neg().sigmoid_()))
         mld.add_((teacher.clamp(max=0) - student.clamp(max=0)).mul_(t))
         u, v = closed_form.centred_sum_and_difference(s, t)

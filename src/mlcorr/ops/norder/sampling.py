@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
-
 import torch
 from torch import Tensor
 
@@ -40,7 +38,7 @@ def mean_huber(
     entries = symmetric_part(differences, pairs).flatten(1)
     valid = valid.expand(matrices, num_labels)
     sequence = _draw(valid, order, samples, generator)
-    along = [entries.gather(1, k * num_labels + k_next) for k, k_next in pairwise(sequence)]
+    along = [entries.gather(1, k * num_labels + k_next) for k, k_next in zip(sequence[:-1], sequence[1:], strict=True)]
     x = torch.stack(along).mean(dim=0)
     y = x.clamp(-delta, delta)
     huber = y * (x - y / 2)
