@@ -100,7 +100,8 @@ class MDKDObjective(nn.Module):
             backend=backend,
             group=group,
         )
-        self._batch_settings = self.dependency.configuration.settings._replace(level="batch")
+        self._settings = self.dependency.configuration.settings
+        self._batch_settings = self._settings._replace(level="batch")
 
     def forward(self, student: Tensor, teacher: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
         """Return the objective, the sum of :meth:`terms`."""
@@ -112,7 +113,7 @@ class MDKDObjective(nn.Module):
 
         They are tensors in the graph; nothing is synchronised until the caller reads one.
         """
-        if mask is None and self._shares_a_pass(student.shape[0] if student.dim() else 1):
+        if mask is None and self._shares_a_pass():
             return self._terms_in_one_pass(student, teacher, target)
         dependency = self.dependency.terms(student, teacher, mask)
         return {
@@ -146,20 +147,20 @@ class MDKDObjective(nn.Module):
                 for name, term in terms.items()
             }
 
-    def _shares_a_pass(self, rows: int) -> bool:
+    def _shares_a_pass(self) -> bool:
         """Return whether base loss, MLD and instance level are what one pass computes together."""
-        settings = self.dependency.configuration.settings
+        base_loss, settings = self.base_loss, self._settings
         return (
-            type(self.base_loss) is BinaryCrossEntropyLoss
-            and self.base_loss.reduction == "batchmean"
+            type(base_loss) is BinaryCrossEntropyLoss
+            and base_loss.reduction == "batchmean"
             and self.mld.temperature == 1.0
             and settings.level != "batch"
             and settings.group is None
-            and norder.in_closed_form(settings, "instance", rows)
+            and norder.in_closed_form(settings, "instance", 1)  # which does not depend on the number of rows
         )
 
     def _terms_in_one_pass(self, student: Tensor, teacher: Tensor, target: Tensor) -> dict[str, Tensor]:
-        settings = self.dependency.configuration.settings
+        settings = self._settings
         num_labels = student.shape[-1]
         dtype = check_pair(student, teacher, settings.level)
         check_target("target", target, "student", student)
