@@ -240,6 +240,15 @@ def test_chunks_of_instances_change_nothing(monkeypatch: pytest.MonkeyPatch) -> 
     assert_same(loss(student, teacher, mask), expected, student, teacher)
 
 
+def test_value_and_gradient_of_chunks_are_of_the_same_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    student, teacher = draw(4, 7, 9)
+    loss = MultiOrderDependencyLoss([5], delta=0.1, inputs="probabilities", level="instance", samples=20)
+    monkeypatch.setattr(norder, "_CHUNK", 2 * 49)
+    assert torch.autograd.gradcheck(
+        lambda s, t: loss(s, t, generator=torch.Generator().manual_seed(0)), (student, teacher)
+    )
+
+
 def test_the_ladder_says_what_runs() -> None:
     reason = norder.select_backend("instance", batch_size=8, orders=(4, 6), delta=0.5, samples=100).reason
     assert reason.endswith("order 4 by tail, order 6 by 100 samples")

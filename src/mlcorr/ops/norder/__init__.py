@@ -175,13 +175,14 @@ def _instance_losses(pair: _Pair, order: int, settings: Settings, generator: tor
     rows = max(_CHUNK // (labels * labels), 1)
     if student.shape[0] <= rows:
         return of_rows(student, teacher, mask).reshape(pair.student.shape[:-1])
+    # Forming a chunk again would draw other samples, so that value and gradient would not belong together.
+    sampled = order > HIGHEST_TAIL and settings.samples is not None
+    again = of_rows if sampled else functools.partial(checkpoint, of_rows, use_reentrant=False)
     chunks = [
-        checkpoint(
-            of_rows,
+        again(
             student[first : first + rows],
             teacher[first : first + rows],
             None if mask is None else mask[first : first + rows],
-            use_reentrant=False,
         )
         for first in range(0, student.shape[0], rows)
     ]
