@@ -21,3 +21,8 @@ def no_autocast(tensor: torch.Tensor) -> contextlib.AbstractContextManager[objec
     ):
         return torch.autocast(device_type, enabled=False)
     return contextlib.nullcontext()
+
+
+def half_difference(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """Return (a − b)/2, which does not overflow."""
+    return torch.sub(0.5 * a, b, alpha=0.5)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from mlcorr._autograd import fixed_signature
 from mlcorr._checks import check_broadcastable, check_choice, check_floating, check_mask, check_number, check_same
-from mlcorr._precision import compute_dtype, no_autocast
+from mlcorr._precision import compute_dtype, half_difference, no_autocast
 from mlcorr._reduction import REDUCTIONS, Reduction, reduce
 
 Inputs: TypeAlias = Literal["logits", "probabilities"]
@@ -149,11 +149,6 @@ def _check_configuration(temperature: float, inputs: Inputs, reduction: Reductio
     return checked
 
 
-def _half_difference(a: Tensor, b: Tensor) -> Tensor:
-    """(a − b)/2, which does not overflow."""
-    return torch.sub(0.5 * a, b, alpha=0.5)
-
-
 class _BernoulliDivergence(torch.autograd.Function):
     """KL(Bernoulli(σ(t)) ‖ Bernoulli(σ(s))) of logits, entry by entry.
 
@@ -170,7 +165,7 @@ class _BernoulliDivergence(torch.autograd.Function):
         flipped = torch.where(teacher > 0, -student, student)
         negative = -teacher.abs()
         divergence = F.logsigmoid(-negative) - F.logsigmoid(-flipped)
-        return torch.addcmul(divergence, negative.sigmoid(), _half_difference(negative, flipped), value=2)
+        return torch.addcmul(divergence, negative.sigmoid(), half_difference(negative, flipped), value=2)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:  # noqa: ARG004
@@ -185,5 +180,5 @@ class _BernoulliDivergence(torch.autograd.Function):
             grad_student = grad * (student.sigmoid() - probability)
         if ctx.needs_input_grad[1]:
             slope = probability * teacher.neg().sigmoid()
-            grad_teacher = grad * (2 * slope * _half_difference(teacher, student))
+            grad_teacher = grad * (2 * slope * half_difference(teacher, student))
         return grad_student, grad_teacher

@@ -83,8 +83,8 @@ def multi_order_dependency_loss(
         generator: Source of random numbers for ``samples``; None is the default generator of the device.
 
     Returns:
-        Scalar, or (...,) for ``reduction="none"``; float32, or float64 when an input is float64. An empty batch
-        gives 0.
+        Scalar, or (...,) for ``reduction="none"``; float32, or float64 when an input is float64. No row
+        with a sequence of valid labels, as in an empty batch, gives 0.
 
     Raises:
         TypeError: An input is no floating-point tensor, an order no integer, a weight no number.

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from mlcorr._autograd import fixed_signature, plus, plus_product
+from mlcorr._precision import half_difference
 from mlcorr.ops.norder import closed_form
 from mlcorr.ops.norder.coefficients import Coefficients
 
@@ -115,8 +116,8 @@ class _Objective(torch.autograd.Function):
                 to_teacher = torch.ops.aten.sigmoid_backward(probability, t)
             if mld is not None:
                 # ∂MLD/∂t is z − x, and t is flat where it is large; halved, the difference does not overflow.
-                half = torch.sub(0.5 * teacher, student, alpha=0.5)
-                to_teacher = plus(to_teacher, torch.ops.aten.sigmoid_backward(half, t) * (2 * mld))
+                half = torch.ops.aten.sigmoid_backward(half_difference(teacher, student), t)
+                to_teacher = plus(to_teacher, half * (2 * mld))
         if ctx.needs_input_grad[2] and base is not None:
             to_target = student * (target_weight * -base)
         return to_student, to_teacher, to_target, None, None, None
