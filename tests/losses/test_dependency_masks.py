@@ -286,11 +286,6 @@ ZEROS = torch.zeros(3, 4)
             r"^backend: .*delta",
             lambda: multi_order_dependency_loss(ZEROS, ZEROS, delta=0.5, backend="closed_form"),
         ),
-        (
-            NotImplementedError,
-            r"^backend: .*triton",
-            lambda: multi_order_dependency_loss(ZEROS, ZEROS, backend="closed_form_triton"),
-        ),
     ],
 )
 def test_bad_input_is_named(error: type[Exception], message: str, call) -> None:

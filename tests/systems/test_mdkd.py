@@ -115,7 +115,7 @@ class Apart(BinaryCrossEntropyLoss):
 
 def composed(objective: MDKDObjective, student: Tensor, teacher: Tensor, target: Tensor) -> dict[str, Tensor]:
     """The terms from the parts, each in a pass of its own."""
-    settings = objective.dependency.configuration.settings
+    settings = objective.dependency.settings
     apart = MDKDObjective(
         dict(settings.orders),
         mld_weight=objective.mld_weight,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from typing import Literal, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -14,15 +13,6 @@ from mlcorr._distributed import check_group
 from mlcorr._precision import compute_dtype
 from mlcorr._reduction import REDUCTIONS, Reduction
 from mlcorr.ops import norder
-
-Inputs: TypeAlias = Literal["logits", "probabilities"]
-
-
-class DependencyConfiguration(NamedTuple):
-    """What a call needs beside its tensors, checked."""
-
-    settings: norder.Settings
-    inputs: Inputs
 
 
 def multi_order_dependency_loss(
@@ -35,7 +25,7 @@ def multi_order_dependency_loss(
     delta: float = 1.0,
     batch_dependency: norder.BatchDependency = "mean_square",
     normalization: norder.Normalization = "sequences",
-    inputs: Inputs = "logits",
+    inputs: norder.Inputs = "logits",
     reduction: Reduction = "mean",
     samples: int | None = None,
     backend: norder.Backend = "auto",
@@ -106,10 +96,10 @@ def multi_order_dependency_loss(
         >>> multi_order_dependency_loss(student, teacher, orders=[2], level="instance", inputs="probabilities")
         tensor(0.0762)
     """
-    configuration = _configure(
+    settings = _configure(
         orders, level, delta, batch_dependency, normalization, inputs, reduction, samples, backend, group
     )
-    return _loss(student, teacher, mask, configuration, generator)
+    return _loss(student, teacher, mask, settings, generator)
 
 
 class MultiOrderDependencyLoss(nn.Module):
@@ -140,14 +130,14 @@ class MultiOrderDependencyLoss(nn.Module):
         delta: float = 1.0,
         batch_dependency: norder.BatchDependency = "mean_square",
         normalization: norder.Normalization = "sequences",
-        inputs: Inputs = "logits",
+        inputs: norder.Inputs = "logits",
         reduction: Reduction = "mean",
         samples: int | None = None,
         backend: norder.Backend = "auto",
         group: object | None = None,
     ) -> None:
         super().__init__()
-        self.configuration = _configure(
+        self.settings = _configure(
             orders, level, delta, batch_dependency, normalization, inputs, reduction, samples, backend, group
         )
 
@@ -160,7 +150,7 @@ class MultiOrderDependencyLoss(nn.Module):
         generator: torch.Generator | None = None,
     ) -> Tensor:
         """Return the loss; see :func:`mlcorr.functional.multi_order_dependency_loss`."""
-        return _loss(student, teacher, mask, self.configuration, generator)
+        return _loss(student, teacher, mask, self.settings, generator)
 
     def terms(
         self,
@@ -171,12 +161,11 @@ class MultiOrderDependencyLoss(nn.Module):
         generator: torch.Generator | None = None,
     ) -> dict[str, Tensor]:
         """Return the reduced summands by name, "instance" and "batch" (those of the level), of one pass."""
-        return _terms(student, teacher, mask, self.configuration, generator)
+        return _terms(student, teacher, mask, self.settings, generator)
 
     def extra_repr(self) -> str:
-        """Return the configuration for ``print``."""
-        settings, inputs = self.configuration
-        shown = settings._asdict() | {"orders": dict(settings.orders), "inputs": inputs}
+        """Return the settings for ``print``."""
+        shown = self.settings._asdict() | {"orders": dict(self.settings.orders)}
         return ", ".join(f"{name}={value!r}" for name, value in shown.items())
 
 
@@ -186,12 +175,12 @@ def _configure(
     delta: float,
     batch_dependency: norder.BatchDependency,
     normalization: norder.Normalization,
-    inputs: Inputs,
+    inputs: norder.Inputs,
     reduction: Reduction,
     samples: int | None,
     backend: norder.Backend,
     group: object | None,
-) -> DependencyConfiguration:
+) -> norder.Settings:
     check_choice("level", level, norder.LEVELS)
     check_choice("batch_dependency", batch_dependency, norder.BATCH_DEPENDENCIES)
     check_choice("normalization", normalization, norder.NORMALIZATIONS)
@@ -209,10 +198,18 @@ def _configure(
         )
     if reduction == "none" and ranks is not None:
         raise ValueError("reduction: expected 'mean', 'sum' or 'batchmean' with a group, got 'none'")
-    settings = norder.Settings(
-        _check_orders(orders), level, delta, batch_dependency, normalization, reduction, samples, backend, ranks
+    return norder.Settings(
+        _check_orders(orders),
+        level,
+        delta,
+        batch_dependency,
+        normalization,
+        inputs,
+        reduction,
+        samples,
+        backend,
+        ranks,
     )
-    return DependencyConfiguration(settings, inputs)
 
 
 def _check_orders(orders: Iterable[int] | Mapping[int, float]) -> norder.Orders:
@@ -244,10 +241,10 @@ def _loss(
     student: Tensor,
     teacher: Tensor,
     mask: Tensor | None,
-    configuration: DependencyConfiguration,
+    settings: norder.Settings,
     generator: torch.Generator | None,
 ) -> Tensor:
-    instance, *batch = _terms(student, teacher, mask, configuration, generator).values()
+    instance, *batch = _terms(student, teacher, mask, settings, generator).values()
     return instance + batch[0] if batch else instance
 
 
@@ -255,16 +252,10 @@ def _terms(
     student: Tensor,
     teacher: Tensor,
     mask: Tensor | None,
-    configuration: DependencyConfiguration,
+    settings: norder.Settings,
     generator: torch.Generator | None,
 ) -> dict[str, Tensor]:
-    settings, inputs = configuration
-    dtype = check_pair(student, teacher, settings.level)
-    student, teacher = student.to(dtype), teacher.to(dtype)
+    check_pair(student, teacher, settings.level)
     if mask is not None:
         check_mask("mask", mask, "student", student)
-        # Before the mathematics, so that a NaN in a masked entry reaches neither value nor gradient.
-        student, teacher = torch.where(mask, student, 0.0), torch.where(mask, teacher, 0.0)
-    if inputs == "logits":
-        student, teacher = student.sigmoid(), teacher.sigmoid()
     return norder.dependency_terms(student, teacher, mask, settings, generator)

@@ -7,12 +7,14 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
-from mlcorr._checks import check_number
+from mlcorr._checks import check_mask, check_number
+from mlcorr._precision import compute_dtype
 from mlcorr._targets import check_target, split_target
 from mlcorr.losses.binary_cross_entropy import BinaryCrossEntropyLoss
 from mlcorr.losses.mld import MLDLoss
 from mlcorr.losses.multi_order_dependency import MultiOrderDependencyLoss, check_pair
 from mlcorr.ops import norder
+from mlcorr.ops.norder.operators import UNIT
 
 
 class MDKDObjective(nn.Module):
@@ -100,8 +102,10 @@ class MDKDObjective(nn.Module):
             backend=backend,
             group=group,
         )
-        self._settings = self.dependency.configuration.settings
-        self._batch_settings = self._settings._replace(level="batch")
+        self._settings = self.dependency.settings
+        self._batch_of_logits, self._batch_of_probabilities = (
+            self._settings._replace(level="batch", inputs=inputs) for inputs in ("logits", "probabilities")
+        )
 
     def forward(self, student: Tensor, teacher: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
         """Return the objective, the sum of :meth:`terms`."""
@@ -113,8 +117,12 @@ class MDKDObjective(nn.Module):
 
         They are tensors in the graph; nothing is synchronised until the caller reads one.
         """
-        if mask is None and self._shares_a_pass():
-            return self._terms_in_one_pass(student, teacher, target)
+        if self._shares_a_pass():
+            self._check(student, teacher, target, mask)
+            if norder.wants_kernels(self._settings, student.device):
+                return self._terms_by_kernel(student, teacher, target, mask)
+            if mask is None:
+                return self._terms_in_one_pass(student, teacher, target)
         dependency = self.dependency.terms(student, teacher, mask)
         return {
             "base": self.base_loss(student, target),
@@ -159,30 +167,62 @@ class MDKDObjective(nn.Module):
             and norder.in_closed_form(settings, "instance", 1)  # which does not depend on the number of rows
         )
 
+    def _check(self, student: Tensor, teacher: Tensor, target: Tensor, mask: Tensor | None) -> None:
+        check_pair(student, teacher, self._settings.level)
+        check_target("target", target, "student", student)
+        if mask is not None:
+            check_mask("mask", mask, "student", student)
+        norder.check_orders(self._settings.orders, student.shape[-1])
+
+    def _terms_by_kernel(
+        self, student: Tensor, teacher: Tensor, target: Tensor, mask: Tensor | None
+    ) -> dict[str, Tensor]:
+        settings = self._settings
+        plan: norder.Coefficients | Tensor
+        rows: Tensor | int
+        if mask is None:
+            rows = max(student.shape[:-1].numel(), 1)
+            plan = norder.coefficients(settings.orders, student.shape[-1]).scaled(self._scale(student) / rows)
+        else:
+            rows = mask.any(dim=-1).sum().clamp(min=1)
+            plan = self.dependency_weight * norder.plan_of_rows(mask, settings, compute_dtype(student, teacher))
+        of_rows, _ = norder.row_terms(student, teacher, plan, mask=mask, target=target, mld=True)
+        total = norder.RowTerms(*of_rows.flatten(0, -2).sum(dim=0).unbind())
+        named = {
+            "base": total.base / total.known.clamp(min=1) * UNIT,
+            "mld": total.mld * (self.mld_weight / rows * UNIT),
+            "instance": total.instance,
+        }
+        return self._with_batch(named, student, teacher, mask, self._batch_of_logits)
+
     def _terms_in_one_pass(self, student: Tensor, teacher: Tensor, target: Tensor) -> dict[str, Tensor]:
         settings = self._settings
-        num_labels = student.shape[-1]
-        dtype = check_pair(student, teacher, settings.level)
-        check_target("target", target, "student", student)
-        norder.check_orders(settings.orders, num_labels)
+        dtype = compute_dtype(student, teacher)
         labels, known = split_target(target, dtype)
         rows = max(student.shape[:-1].numel(), 1)
         target_weight: Tensor | float = 1 / rows
         if known is not None:
             counted = known.to(dtype)
             target_weight = counted.div_(counted.amax(dim=-1).sum().clamp(min=1))
-        scale = self.dependency_weight * (num_labels if settings.normalization == "labels" else 1)
         terms = norder.objective_terms(
             student.to(dtype),
             teacher.to(dtype),
             labels,
             target_weight,
             self.mld_weight / rows,
-            norder.coefficients(settings.orders, num_labels).scaled(scale / rows),
+            norder.coefficients(settings.orders, student.shape[-1]).scaled(self._scale(student) / rows),
         )
         named = {"base": terms.base, "mld": terms.mld, "instance": terms.instance}
-        if settings.level == "both":
-            dependency = norder.dependency_terms(terms.student, terms.teacher, None, self._batch_settings)
+        return self._with_batch(named, terms.student, terms.teacher, None, self._batch_of_probabilities)
+
+    def _scale(self, student: Tensor) -> float:
+        return self.dependency_weight * (student.shape[-1] if self._settings.normalization == "labels" else 1)
+
+    def _with_batch(
+        self, named: dict[str, Tensor], student: Tensor, teacher: Tensor, mask: Tensor | None, settings: norder.Settings
+    ) -> dict[str, Tensor]:
+        if self._settings.level == "both":
+            dependency = norder.dependency_terms(student, teacher, mask, settings)
             named["batch"] = self.dependency_weight * dependency["batch"]
         return named
 

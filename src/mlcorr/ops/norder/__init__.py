@@ -6,13 +6,15 @@
   ``square_of_sums``): O(B·C) for the instances, O(min(B·C², B²·C)) for the batch.
 - ``enumeration`` for every other δ, order by order: 2, 3 and 4 in polynomial time (``tail.py``), higher ones over all
   label sequences (``enumeration.py``) or, with ``samples``, over some of them (``sampling.py``).
+- ``closed_form_triton`` and ``enumeration_triton``: the same by kernels, on devices that have them.
 """
 
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -20,24 +22,29 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from mlcorr._distributed import gather_rows, global_sum
-from mlcorr.ops.norder import closed_form, enumeration, masked_closed_form, sampling, tail
+from mlcorr._precision import compute_dtype
+from mlcorr.ops.norder import closed_form, enumeration, fused_batch, masked_closed_form, sampling, tail
 from mlcorr.ops.norder.coefficients import Coefficients, coefficients
 from mlcorr.ops.norder.differences import batch_difference, instance_differences
+from mlcorr.ops.norder.fused import RowTerms, row_terms
 from mlcorr.ops.norder.ladder import (
     BACKENDS,
     BATCH_DEPENDENCIES,
-    HIGHEST_TAIL,
     LEVELS,
     NORMALIZATIONS,
     Backend,
     BatchDependency,
+    Inputs,
     Level,
     Normalization,
     Orders,
     Selection,
     Settings,
+    closed_form_has_kernel,
+    form_of_order,
     in_closed_form,
     select_backend,
+    wants_kernels,
 )
 from mlcorr.ops.norder.objective import ObjectiveTerms, objective_terms
 
@@ -49,10 +56,12 @@ __all__ = [
     "Backend",
     "BatchDependency",
     "Coefficients",
+    "Inputs",
     "Level",
     "Normalization",
     "ObjectiveTerms",
     "Orders",
+    "RowTerms",
     "Selection",
     "Settings",
     "check_orders",
@@ -60,15 +69,21 @@ __all__ = [
     "dependency_terms",
     "in_closed_form",
     "objective_terms",
+    "plan_of_rows",
+    "row_terms",
     "select_backend",
+    "wants_kernels",
 ]
 
 # Entries of D that are formed at a time; beyond it, instances are taken in chunks that the backward forms again.
 _CHUNK = 1 << 24
 
+# A delta that no difference reaches, while float32 still holds it.
+_ENDLESS = 1e30
+
 
 class _Pair(NamedTuple):
-    """Probabilities (..., C), of one device and dtype, float32 or float64, and where they count."""
+    """Student and teacher (..., C), of one device, and where they count."""
 
     student: Tensor
     teacher: Tensor
@@ -92,32 +107,57 @@ def dependency_terms(
     settings: Settings,
     generator: torch.Generator | None = None,
 ) -> dict[str, Tensor]:
-    """Return the n-order losses of probabilities, by level ("instance", "batch") and reduced.
+    """Return the n-order losses by level ("instance", "batch"), reduced, in the dtype that is computed in.
 
-    The two tensors are (..., C), with a batch level (B, C), of one device and dtype, float32 or float64.
+    The two tensors are (..., C), with a batch level (B, C), of one device and any floating dtypes.
     """
     check_orders(settings.orders, student.shape[-1])
-    local = _Pair(student, teacher, mask)
-    if settings.level == "instance":
-        return {"instance": _instance_term(local, settings, generator)}
-    whole = _gathered(local, settings)
-    if settings.level == "batch":
-        return {"batch": _batch_term(whole, settings, generator)}
-    if _share_a_pass(whole, settings):
+    raw = _Pair(student, teacher, mask)
+    levels: tuple[Literal["instance", "batch"], ...] = (
+        ("instance", "batch") if settings.level == "both" else (settings.level,)
+    )
+    by_kernel = [level for level in levels if _takes_kernel(raw, settings, level)]
+    exact = raw if len(by_kernel) == len(levels) else _probabilities(raw, settings)
+    if not by_kernel and _share_a_pass(exact, settings):
         plan = coefficients(settings.orders, student.shape[-1])
-        loss, of_batch = closed_form.both_losses(student, teacher, plan)
-        instance = _reduce([loss], [1.0], local, settings, [None])
+        loss, of_batch = closed_form.both_losses(exact.student, exact.teacher, plan)
+        instance = _reduce([loss], [1.0], exact, settings, [None])
         return {"instance": instance, "batch": _scale(settings, student) * of_batch}
-    return {
-        "instance": _instance_term(local, settings, generator),
-        "batch": _batch_term(whole, settings, generator),
-    }
+    terms = {}
+    if "instance" in levels:
+        kernel = "instance" in by_kernel
+        terms["instance"] = _instance_term(raw if kernel else exact, settings, kernel, generator)
+    if "batch" in levels:
+        kernel = "batch" in by_kernel
+        terms["batch"] = _batch_term(_gathered(raw if kernel else exact, settings), settings, kernel, generator)
+    return terms
+
+
+def _takes_kernel(pair: _Pair, settings: Settings, level: Literal["instance", "batch"]) -> bool:
+    return (
+        wants_kernels(settings, pair.student.device)
+        and closed_form_has_kernel(settings, level, pair.mask is not None)
+        and in_closed_form(settings, level, pair.student.shape[0])
+    )
+
+
+def _probabilities(pair: _Pair, settings: Settings) -> _Pair:
+    """Return the same as probabilities in the dtype to compute in, 0 or ½ outside the mask."""
+    dtype = compute_dtype(pair.student, pair.teacher)
+    student, teacher = pair.student.to(dtype), pair.teacher.to(dtype)
+    if pair.mask is not None:
+        # Before the mathematics, so that a NaN in a masked entry reaches neither value nor gradient.
+        student, teacher = torch.where(pair.mask, student, 0.0), torch.where(pair.mask, teacher, 0.0)
+    if settings.inputs == "logits":
+        student, teacher = student.sigmoid(), teacher.sigmoid()
+    return _Pair(student, teacher, pair.mask)
 
 
 def _share_a_pass(pair: _Pair, settings: Settings) -> bool:
-    rows = pair.student.shape[0]
+    rows = pair.student.shape[0] if pair.student.dim() else 0
     return (
-        pair.mask is None
+        settings.level == "both"
+        and pair.mask is None
         and settings.group is None
         and settings.batch_dependency == "mean_square"
         and in_closed_form(settings, "instance", rows)
@@ -134,29 +174,55 @@ def _gathered(pair: _Pair, settings: Settings) -> _Pair:
     return _Pair(student, teacher, mask)
 
 
-def _instance_term(pair: _Pair, settings: Settings, generator: torch.Generator | None) -> Tensor:
+def _instance_term(pair: _Pair, settings: Settings, kernel: bool, generator: torch.Generator | None) -> Tensor:
     student, teacher, mask = pair
-    if mask is None and in_closed_form(settings, "instance", student.shape[0]):
+    if not in_closed_form(settings, "instance", student.shape[0]):
+        losses = [_instance_losses(pair, order, settings, generator) for order, _ in settings.orders]
+        enough = [None if mask is None else mask.sum(dim=-1) >= order for order, _ in settings.orders]
+        return _reduce(losses, [weight for _, weight in settings.orders], pair, settings, enough)
+    if mask is None:
         # All orders at once: to the reduction they are one, of weight 1.
-        loss = closed_form.instance_loss(student, teacher, coefficients(settings.orders, student.shape[-1]))
+        plan = coefficients(settings.orders, student.shape[-1])
+        loss = _rows(pair, plan, settings) if kernel else closed_form.instance_loss(student, teacher, plan)
         return _reduce([loss], [1.0], pair, settings, [None])
-    orders = [order for order, _ in settings.orders]
-    if mask is not None and in_closed_form(settings, "instance", student.shape[0]):
-        losses = masked_closed_form.instance_losses(student, teacher, mask, orders)
-    else:
-        losses = [_instance_losses(pair, order, settings, generator) for order in orders]
-    enough = [None if mask is None else mask.sum(dim=-1) >= order for order in orders]
-    return _reduce(losses, [weight for _, weight in settings.orders], pair, settings, enough)
+    by_row = plan_of_rows(mask, settings, compute_dtype(student, teacher))
+    loss = _rows(pair, by_row, settings) if kernel else masked_closed_form.instance_loss(student, teacher, mask, by_row)
+    if settings.reduction == "none":
+        return loss
+    total = global_sum(loss.sum(), settings.group)
+    if settings.reduction == "batchmean":
+        total = total / _global_count(loss, mask.any(dim=-1), settings.group)
+    return total
 
 
-def _batch_term(pair: _Pair, settings: Settings, generator: torch.Generator | None) -> Tensor:
+def plan_of_rows(mask: Tensor, settings: Settings, dtype: torch.dtype) -> Tensor:
+    """Return α, β, γ of every instance, (..., 3), normalised, and such that their losses add up to a "mean"."""
+    counts = mask.sum(dim=-1)
+    orders: list[tuple[int, float | Tensor]] = list(settings.orders)
+    if settings.reduction == "mean":
+        # Each order's is over the instances that have a sequence of it.
+        rows = counts.to(dtype)
+        orders = [(n, weight / _global_count(rows, counts >= n, settings.group)) for n, weight in orders]
+    plan = masked_closed_form.plan_of_rows(orders, counts, dtype)
+    return counts.unsqueeze(-1) * plan if settings.normalization == "labels" else plan
+
+
+def _rows(pair: _Pair, plan: Coefficients | Tensor, settings: Settings) -> Tensor:
+    """Return the loss of every instance, (...,), by the kernels."""
+    logits = settings.inputs == "logits"
+    return row_terms(pair.student, pair.teacher, plan, mask=pair.mask, logits=logits).terms[..., 0]
+
+
+def _batch_term(pair: _Pair, settings: Settings, kernel: bool, generator: torch.Generator | None) -> Tensor:
     student, teacher, mask = pair
+    plan = coefficients(settings.orders, student.shape[-1])
     if not in_closed_form(settings, "batch", student.shape[0]):
         difference = batch_difference(student, teacher, mask, settings.batch_dependency).unsqueeze(0)
         losses = [w * _mean_huber(difference, n, None, settings, generator) for n, w in settings.orders]
         loss = torch.stack(losses).sum()
+    elif kernel:
+        loss = fused_batch.batch_loss(student, teacher, plan, settings.inputs == "logits")
     elif mask is None:
-        plan = coefficients(settings.orders, student.shape[-1])
         loss = closed_form.batch_loss(student, teacher, plan, settings.batch_dependency)
     else:
         loss = masked_closed_form.batch_loss(student, teacher, mask, settings.orders, settings.batch_dependency)
@@ -176,7 +242,7 @@ def _instance_losses(pair: _Pair, order: int, settings: Settings, generator: tor
     if student.shape[0] <= rows:
         return of_rows(student, teacher, mask).reshape(pair.student.shape[:-1])
     # Forming a chunk again would draw other samples, so that value and gradient would not belong together.
-    sampled = order > HIGHEST_TAIL and settings.samples is not None
+    sampled = form_of_order(settings, order, student.device) == "samples"
     again = of_rows if sampled else functools.partial(checkpoint, of_rows, use_reentrant=False)
     chunks = [
         again(
@@ -192,12 +258,17 @@ def _instance_losses(pair: _Pair, order: int, settings: Settings, generator: tor
 def _mean_huber(
     differences: Tensor, order: int, valid: Tensor | None, settings: Settings, generator: torch.Generator | None
 ) -> Tensor:
-    if order <= HIGHEST_TAIL and differences.device.type != "mps":  # a tail needs float64
-        return tail.mean_huber(differences, order, settings.delta, valid)
-    if order > HIGHEST_TAIL and settings.samples is not None:
-        return sampling.mean_huber(differences, order, settings.delta, settings.samples, generator, valid)
+    form = form_of_order(settings, order, differences.device)
+    delta = settings.delta if settings.delta < _ENDLESS else math.inf
+    if form == "tail":
+        return tail.mean_huber(differences, order, delta, valid)
+    if form == "samples":
+        assert settings.samples is not None
+        return sampling.mean_huber(differences, order, delta, settings.samples, generator, valid)
+    if form == "kernel":
+        return enumeration.differentiable(torch.ops.mlcorr.norder_enumerated, differences, order, delta, valid)
     enumeration.check_reach(order, differences.shape[-1], differences.shape[0])
-    return enumeration.mean_huber(differences, order, settings.delta, valid)
+    return enumeration.mean_huber(differences, order, delta, valid)
 
 
 def _scale(settings: Settings, student: Tensor) -> int:

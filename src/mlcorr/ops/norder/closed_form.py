@@ -18,7 +18,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from mlcorr._autograd import fixed_signature, plus
+from mlcorr._autograd import fixed_signature, plus, plus_product
 from mlcorr._precision import no_autocast
 from mlcorr.ops.norder.coefficients import Coefficients
 
@@ -66,7 +66,7 @@ class _ClosedForm(torch.autograd.Function):
             outputs += instance_form(u, v, plan)
         if batch:
             with no_autocast(student):
-                outputs += _batch_form(u, v, plan)
+                outputs += batch_form(u, v, (u * v).sum(dim=0), plan)
         return tuple(outputs)
 
     @staticmethod
@@ -92,8 +92,8 @@ class _ClosedForm(torch.autograd.Function):
             if ctx.batch:
                 first = 4 if ctx.instance else 0
                 with no_autocast(u):
-                    part = _batch_gradient(sign, u, v, turned, saved[first:], ctx.plan, grads_of_levels[first:])
-                total = plus(total, part)
+                    parts = batch_gradient(sign, u, v, turned, saved[first:], ctx.plan, grads_of_levels[first:])
+                total = plus(total, _joined(*parts, turned))
             results.append(None if total is None else centred_(total))
         return *results, None, None, None
 
@@ -140,13 +140,12 @@ def instance_gradient(
     return torch.addcmul(torch.addcmul(part, u, to_u2, value=2), v, to_v2, value=2 * sign)
 
 
-def _batch_form(u: Tensor, v: Tensor, plan: Coefficients) -> list[Tensor]:
-    """Return B·g, Gram matrices that give ‖G‖², and the loss α·Σg² + (β − γ)·(Σg)² + 2γ·‖G‖².
+def batch_form(u: Tensor, v: Tensor, g: Tensor, plan: Coefficients) -> list[Tensor]:
+    """Return B·g (which is ``g``), Gram matrices that give ‖G‖², and the loss α·Σg² + (β − γ)·(Σg)² + 2γ·‖G‖².
 
     They are uuᵀ, vvᵀ, uvᵀ (B, B) when B < C, so that no (C, C) tensor exists, and uᵀv + vᵀu (C, C) otherwise.
     """
     alpha, beta, gamma = _batch_plan(u, plan)
-    g = (u * v).sum(dim=0)
     if u.shape[0] < u.shape[1]:
         uu, vv, uv = grams = [u @ u.T, v @ v.T, u @ v.T]
         norm = ((uu * vv).sum() + (uv * uv.T).sum()) / 2
@@ -158,14 +157,15 @@ def _batch_form(u: Tensor, v: Tensor, plan: Coefficients) -> list[Tensor]:
     return [g, *grams, alpha * (g * g).sum() + (beta - gamma) * total * total + 2 * gamma * norm]
 
 
-def _batch_gradient(
+def batch_gradient(
     sign: int, u: Tensor, v: Tensor, turned: Tensor, values: Any, plan: Coefficients, grads: Any
-) -> Tensor | None:
-    """Return (∂/∂u + sign·∂/∂v) of what ``_batch_form`` returned as ``values``, times ``grads``, not centred."""
+) -> tuple[Tensor | None, Tensor | None]:
+    """Return (∂/∂u + sign·∂/∂v) of what ``batch_form`` returned as ``values``, times ``grads``, not centred.
+
+    It is the first result plus the second, which is (C,), times ``turned``; None is 0.
+    """
     g, *grams, _ = values
     grad_g, *grad_grams, loss = grads
-    if all(grad is None for grad in grads):
-        return None
     # What multiplies u and v from the left, or ``turned`` from the right.
     matrices: list[Tensor | None]
     if len(grams) == 1:
@@ -194,9 +194,11 @@ def _batch_gradient(
         if matrix is not None:
             product = factor @ matrix if factor is turned else matrix @ factor
             total = product if total is None else total.add_(product)
-    if grad_g is None:
-        return total
-    return grad_g * turned if total is None else torch.addcmul(total, grad_g, turned)
+    return total, grad_g
+
+
+def _joined(total: Tensor | None, grad_g: Tensor | None, turned: Tensor) -> Tensor | None:
+    return total if grad_g is None else plus_product(total, turned, grad_g)
 
 
 def _batch_plan(u: Tensor, plan: Coefficients) -> Coefficients:

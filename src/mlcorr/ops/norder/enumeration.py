@@ -65,20 +65,22 @@ def mean_huber(differences: Tensor, order: int, delta: float, valid: Tensor | No
     Returns:
         (N,); 0 where a matrix has fewer than n valid labels.
     """
-    return differentiable(_measure, differences, order, delta, valid)
+    return differentiable(measure, differences, order, delta, valid)
 
 
-def differentiable(measure: Measure, differences: Tensor, order: int, delta: float, valid: Tensor | None) -> Tensor:
-    """Return the loss (N,) of ``measure(differences, valid, order, delta) -> loss, gradient``, with derivatives."""
-    loss, _ = _MeanHuber.apply(differences, valid, order, delta, measure)
+def differentiable(
+    implementation: Measure, differences: Tensor, order: int, delta: float, valid: Tensor | None
+) -> Tensor:
+    """Return the loss (N,) of ``implementation(differences, valid, order, delta) -> loss, gradient``."""
+    loss, _ = _MeanHuber.apply(differences, valid, order, delta, implementation)
     return cast(Tensor, loss)
 
 
 class _MeanHuber(torch.autograd.Function):
-    """(D, …) → ``measure(D, …)``, which is the loss (N,) and its gradient (N, C, C).
+    """(D, …) → ``implementation(D, …)``, which is the loss (N,) and its gradient (N, C, C).
 
     The gradient is an output only because the backward is then a differentiable function of differentiable tensors:
-    the derivative of that output is the Hessian, which is taken from the definition whatever ``measure`` is.
+    the derivative of that output is the Hessian, which is taken from the definition whatever ``implementation`` is.
     """
 
     generate_vmap_rule = True
@@ -86,9 +88,9 @@ class _MeanHuber(torch.autograd.Function):
     @staticmethod
     @fixed_signature
     def forward(
-        differences: Tensor, valid: Tensor | None, order: int, delta: float, measure: Measure
+        differences: Tensor, valid: Tensor | None, order: int, delta: float, implementation: Measure
     ) -> tuple[Tensor, Tensor]:
-        return measure(differences, valid, order, delta)
+        return implementation(differences, valid, order, delta)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -147,7 +149,8 @@ def shift_past(digit: Tensor, earlier: list[Tensor]) -> Tensor:
     return digit
 
 
-def _measure(differences: Tensor, valid: Tensor | None, order: int, delta: float) -> tuple[Tensor, Tensor]:
+def measure(differences: Tensor, valid: Tensor | None, order: int, delta: float) -> tuple[Tensor, Tensor]:
+    """Return the loss (N,) and its gradient (N, C, C); see ``mean_huber``."""
     groups = in_groups(differences, valid, _group_size(differences))
     losses, gradients = zip(*(_measure_group(d, v, order, delta) for d, v in groups), strict=True)
     return torch.cat(losses), torch.cat(gradients)
@@ -175,7 +178,7 @@ def _measure_group(differences: Tensor, valid: Tensor | None, order: int, delta:
         y = x.clamp(-delta, delta) * _ends(valid, middle)
         loss = loss + (y * torch.sub(x, y, alpha=0.5)).sum(dim=(1, 2, 3))
         gradient = gradient + _per_pair(y, middle)
-    return _mean(loss, valid, order), _mean((gradient + gradient.mT) / 2, valid, order)
+    return mean_over_sequences(loss, valid, order), mean_over_sequences((gradient + gradient.mT) / 2, valid, order)
 
 
 def _hessian_product_of_group(
@@ -189,10 +192,10 @@ def _hessian_product_of_group(
         quadratic = _along(differences, middle).abs() <= delta
         y = _along(direction, middle) * (quadratic & _ends(valid, middle))
         product = product + _per_pair(y, middle)
-    return _mean((product + product.mT) / 2, valid, order)
+    return mean_over_sequences((product + product.mT) / 2, valid, order)
 
 
-def _mean(total: Tensor, valid: Tensor, order: int) -> Tensor:
+def mean_over_sequences(total: Tensor, valid: Tensor, order: int) -> Tensor:
     """Divide sums over the enumerated sequences, (N, …), by the number of these."""
     directions = 2 if order >= 4 else 1  # of the ordered sequences, those of one direction were enumerated
     scale = directions * per_sequence(valid, order, total.dtype)

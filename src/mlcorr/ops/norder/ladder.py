@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from typing import Final, Literal, NamedTuple, TypeAlias
 
+import torch
 import torch.distributed as dist
 
 from mlcorr._reduction import Reduction
@@ -13,6 +15,7 @@ Orders: TypeAlias = tuple[tuple[int, float], ...]
 Level: TypeAlias = Literal["instance", "batch", "both"]
 BatchDependency: TypeAlias = Literal["mean_square", "square_of_sums"]
 Normalization: TypeAlias = Literal["sequences", "labels"]
+Inputs: TypeAlias = Literal["logits", "probabilities"]
 Backend: TypeAlias = Literal["auto", "closed_form", "closed_form_triton", "enumeration", "enumeration_triton"]
 
 LEVELS: Final = ("instance", "batch", "both")
@@ -20,8 +23,9 @@ BATCH_DEPENDENCIES: Final = ("mean_square", "square_of_sums")
 NORMALIZATIONS: Final = ("sequences", "labels")
 BACKENDS: Final = ("auto", "closed_form", "closed_form_triton", "enumeration", "enumeration_triton")
 
-# Orders up to this one have a form in polynomial time for every delta.
+# Orders up to this one have a form in polynomial time for every delta; the kernel enumerates those up to the second.
 HIGHEST_TAIL: Final = 4
+HIGHEST_KERNEL: Final = 6
 
 
 class Settings(NamedTuple):
@@ -32,6 +36,7 @@ class Settings(NamedTuple):
     delta: float = 1.0
     batch_dependency: BatchDependency = "mean_square"
     normalization: Normalization = "sequences"
+    inputs: Inputs = "logits"
     reduction: Reduction = "mean"
     samples: int | None = None
     backend: Backend = "auto"
@@ -54,12 +59,15 @@ def select_backend(
     batch_dependency: BatchDependency = "mean_square",
     samples: int | None = None,
     backend: Backend = "auto",
+    device: torch.device | str = "cpu",
+    masked: bool = False,
 ) -> Selection:
     """Return which implementation of one level would run, and why; for several ranks, ``batch_size`` is that of all.
 
     Raises:
-        ValueError: ``backend="closed_form"`` where it would not be the loss that was asked for.
-        NotImplementedError: A backend that does not exist yet.
+        ValueError: ``backend="closed_form"`` (or its kernels) where it would not be the loss that was asked for,
+            kernels for tensors on a device that has none, or for orders that they do not enumerate.
+        ImportError: Kernels without Triton.
 
     Example:
         >>> select_backend("batch", batch_size=32).backend
@@ -67,28 +75,87 @@ def select_backend(
         >>> select_backend("instance", batch_size=32, orders=(2,), delta=0.5).reason
         'differences reach 1 and delta is 0.5, so the Huber loss has a linear part: order 2 by tail'
     """
-    settings = Settings((), level, delta, batch_dependency, backend=backend)
+    settings = Settings(
+        tuple((order, 1.0) for order in orders), level, delta, batch_dependency, samples=samples, backend=backend
+    )
+    device = torch.device(device)
+    kernels = wants_kernels(settings, device)
     largest = _largest_difference(settings, level, batch_size)
     bound = f"differences reach {largest} and delta is {delta:g}, so the Huber loss"
     if in_closed_form(settings, level, batch_size):
+        if kernels and closed_form_has_kernel(settings, level, masked):
+            return Selection("closed_form_triton", f"{bound} is quadratic, and device {device.type!r} has kernels")
         return Selection("closed_form", f"{bound} is quadratic")
-    beyond = "enumeration" if samples is None else f"{samples} samples"
-    forms = ", ".join(f"order {n} by {'tail' if n <= HIGHEST_TAIL else beyond}" for n in orders)
-    shape = "has a linear part" if delta < largest else "is quadratic, but backend='enumeration' was asked for"
-    return Selection("enumeration", f"{bound} {shape}: {forms}")
+    names = {"tail": "tail", "kernel": "kernel", "samples": f"{samples} samples", "enumeration": "enumeration"}
+    forms = {n: names[form_of_order(settings, n, device)] for n, _ in settings.orders}
+    shape = "has a linear part" if delta < largest else f"is quadratic, but backend={backend!r} was asked for"
+    return Selection(
+        "enumeration_triton" if "kernel" in forms.values() else "enumeration",
+        f"{bound} {shape}: {', '.join(f'order {n} by {form}' for n, form in forms.items())}",
+    )
 
 
 def in_closed_form(settings: Settings, level: Literal["instance", "batch"], batch_size: int) -> bool:
     """Return whether ``level`` takes the closed form, rather than one that looks at label pairs or sequences."""
     backend, delta = settings.backend, settings.delta
-    if backend.endswith("_triton"):
-        raise NotImplementedError(f"backend: {backend!r} is not implemented yet; use 'auto'")
     largest = _largest_difference(settings, level, batch_size)
-    if backend == "closed_form" and delta < largest:
+    if backend.startswith("closed_form") and delta < largest:
         raise ValueError(
-            f"backend: 'closed_form' needs a quadratic Huber loss, delta >= {largest}, but delta is {delta}; use 'auto'"
+            f"backend: {backend!r} needs a quadratic Huber loss, delta >= {largest}, but delta is {delta}; use 'auto'"
         )
-    return backend != "enumeration" and delta >= largest
+    return not backend.startswith("enumeration") and delta >= largest
+
+
+def closed_form_has_kernel(settings: Settings, level: Literal["instance", "batch"], masked: bool) -> bool:
+    """Return whether there is a kernel of the closed form of ``level``; PyTorch's matrix products do the rest."""
+    return level == "instance" or not (masked or settings.batch_dependency == "square_of_sums")
+
+
+def form_of_order(
+    settings: Settings, order: int, device: torch.device
+) -> Literal["tail", "kernel", "samples", "enumeration"]:
+    """Return how the loss of ``order`` is computed outside the closed form."""
+    asked = settings.backend == "enumeration_triton"
+    if asked and order > HIGHEST_KERNEL:
+        raise ValueError(
+            f"backend: 'enumeration_triton' enumerates orders up to {HIGHEST_KERNEL}, got order {order}; use 'auto'"
+        )
+    if asked:
+        return "kernel"
+    if order <= HIGHEST_TAIL and device.type != "mps":  # a tail needs float64
+        return "tail"
+    if order > HIGHEST_TAIL and settings.samples is not None:
+        return "samples"
+    return "kernel" if order <= HIGHEST_KERNEL and wants_kernels(settings, device) else "enumeration"
+
+
+def wants_kernels(settings: Settings, device: torch.device) -> bool:
+    """Return whether kernels run where there are some; raise where they were asked for and cannot run."""
+    if settings.backend == "auto":
+        return device.type == "cuda" and _triton_error() is None
+    if not settings.backend.endswith("_triton"):
+        return False
+    error = _triton_error()
+    if error is not None:
+        raise ImportError(
+            f"backend: {settings.backend!r} needs Triton, which cannot be imported ({error}); "
+            "pip install 'mlcorr[triton]', or use 'auto'"
+        )
+    if device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
+        raise ValueError(
+            f"backend: {settings.backend!r} needs tensors on a CUDA or ROCm device, got {device.type!r}; use 'auto', "
+            "or set TRITON_INTERPRET=1 before the start to run kernels in Triton's interpreter"
+        )
+    return True
+
+
+def _triton_error() -> str | None:
+    """Return why kernels cannot be imported, None if they can."""
+    try:
+        from mlcorr.ops.norder import closed_form_triton  # noqa: F401
+    except Exception as error:  # whatever a broken or foreign build of Triton raises
+        return f"{type(error).__name__}: {error}"
+    return None
 
 
 def _largest_difference(settings: Settings, level: str, batch_size: int) -> int:

@@ -20,17 +20,32 @@ from mlcorr.ops.norder.coefficients import instance_coefficients, matrix_coeffic
 from mlcorr.ops.norder.differences import batch_difference, valid_rows
 
 
-def instance_losses(student: Tensor, teacher: Tensor, mask: Tensor, orders: Sequence[int]) -> list[Tensor]:
-    """Return each order's loss of every instance, (...,), of probabilities (..., C); 0 where c < order."""
-    counts = mask.sum(dim=-1)
-    u, v, _ = _centred(student, teacher, mask)
+def instance_loss(student: Tensor, teacher: Tensor, mask: Tensor, plan: Tensor) -> Tensor:
+    """Return the loss of every instance, (...,), of probabilities (..., C) by its own row of ``plan`` (..., 3)."""
+    w1, w2, u2, v2 = sums(student, teacher, mask)
+    alpha, beta, gamma = plan.unbind(dim=-1)
+    return alpha * w2 + beta * w1 * w1 + gamma * u2 * v2
+
+
+def plan_of_rows(orders: Sequence[tuple[int, float | Tensor]], counts: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return Σ over (order, weight) of weight·(α, β, γ) for each count of valid labels, (..., 3).
+
+    An order that asks for more labels than there are adds 0.
+    """
+    exact = counts.cpu() if counts.device.type == "mps" else counts  # no float64 there
+    plan = torch.zeros(*counts.shape, 3, dtype=torch.float64, device=exact.device)
+    for order, weight in orders:
+        values = torch.stack(instance_coefficients(order, exact.clamp(min=order).double()), dim=-1)
+        weight = weight.to(exact.device) if isinstance(weight, Tensor) else weight
+        plan = plan + weight * torch.where((exact >= order).unsqueeze(-1), values, 0.0)
+    return plan.to(counts.device, dtype)
+
+
+def sums(student: Tensor, teacher: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return W1, W2, U2 and V2 of every instance, (...,)."""
+    u, v, _ = _centred(student, teacher, torch.ones_like(student, dtype=torch.bool) if mask is None else mask)
     w = u * v
-    w1, w2, u2, v2 = (x.sum(dim=-1) for x in (w, w * w, u * u, v * v))
-    losses = []
-    for order in orders:
-        alpha, beta, gamma = _coefficients_by_count(order, counts, student)
-        losses.append(alpha * w2 + beta * w1 * w1 + gamma * u2 * v2)
-    return losses
+    return w.sum(dim=-1), (w * w).sum(dim=-1), (u * u).sum(dim=-1), (v * v).sum(dim=-1)
 
 
 def batch_loss(
@@ -66,11 +81,3 @@ def _centred(student: Tensor, teacher: Tensor, mask: Tensor) -> tuple[Tensor, Te
     counts = mask.sum(dim=-1, keepdim=True).clamp(min=1)
     u, v = (teacher + student) * m, (teacher - student) * m
     return u - m * (u.sum(dim=-1, keepdim=True) / counts), v - m * (v.sum(dim=-1, keepdim=True) / counts), m
-
-
-def _coefficients_by_count(order: int, counts: Tensor, like: Tensor) -> list[Tensor]:
-    """Return (α, β, γ) for each count, 0 where there are fewer labels than the order asks for."""
-    exact = counts.cpu() if counts.device.type == "mps" else counts  # no float64 there
-    enough = exact >= order
-    values = instance_coefficients(order, exact.clamp(min=order).double())
-    return [torch.where(enough, value, 0.0).to(like.device, like.dtype) for value in values]

@@ -1,0 +1,31 @@
+"""What the launch of a Triton kernel needs to know of its tensors."""
+
+from __future__ import annotations
+
+import contextlib
+
+import torch
+from torch import Tensor
+
+
+def on_device(x: Tensor) -> contextlib.AbstractContextManager[object]:
+    """Context in which kernels are launched where ``x`` is, not on the process's current device."""
+    return torch.cuda.device(x.device) if x.device.type == "cuda" else contextlib.nullcontext()
+
+
+def readable(x: Tensor | None) -> Tensor | None:
+    """Return ``x`` as a kernel reads it: of bool, the bytes."""
+    return x.view(torch.uint8) if x is not None and x.dtype == torch.bool else x
+
+
+def strides(x: Tensor | None) -> tuple[int, int]:
+    """Return the strides of a matrix, which need not be contiguous; of none, any."""
+    return (0, 0) if x is None else (x.stride(0), x.stride(1))
+
+
+def stored(x: Tensor, computed: torch.dtype) -> torch.dtype:
+    """Return the dtype in which a kernel leaves what shall have that of ``x``.
+
+    Off the device, Triton's interpreter cuts digits off when it stores bfloat16, where a device rounds.
+    """
+    return x.dtype if x.device.type == "cuda" else computed
