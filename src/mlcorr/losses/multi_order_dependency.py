@@ -66,7 +66,9 @@ def multi_order_dependency_loss(
         samples: For orders >= 5 outside the closed form, estimate the mean over sequences from this many, drawn
             uniformly for each instance anew at every call. The estimate is unbiased; its standard error is the standard
             deviation of the loss over sequences, divided by √samples.
-        backend: "auto", "closed_form" or "enumeration"; see :func:`mlcorr.ops.norder.select_backend`.
+        backend: "auto", "closed_form", "closed_form_triton", "enumeration" or "enumeration_triton"; see
+            :func:`mlcorr.ops.norder.select_backend`. "auto" takes Triton's kernels for tensors on CUDA and ROCm devices,
+            where Triton can be imported; they read logits of any dtype and strides without a copy.
         group: Process group over which the loss is global: every rank returns the loss of the batch of all ranks, and
             its gradient is W times that of the rank's part, for W ranks, so that DistributedDataParallel's mean is the
             gradient of one big batch. Ranks may have different numbers of rows. None: this process alone.
@@ -78,8 +80,9 @@ def multi_order_dependency_loss(
 
     Raises:
         TypeError: An input is no floating-point tensor, an order no integer, a weight no number.
-        ValueError: A value outside its range, or shapes or devices that differ; the message names the argument.
-        NotImplementedError: A backend that does not exist yet.
+        ValueError: A value outside its range, shapes or devices that differ, or kernels on a device that has none; the
+            message names the argument.
+        ImportError: Kernels were asked for by name and Triton cannot be imported.
 
     Differs from the authors' code:
         There is none. Where the paper's Eq. 4 and its text disagree, the default follows the text.
