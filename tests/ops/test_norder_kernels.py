@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import itertools
+import runpy
 from collections.abc import Callable, Iterator
 
 import hypothesis.strategies as st
 import pytest
 import torch
+import triton
 from hypothesis import given, settings
 from torch import Tensor
 
@@ -426,6 +428,12 @@ def test_what_cannot_run_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     for backend in ("closed_form_triton", "enumeration_triton"):
         with pytest.raises(ValueError, match=rf"^backend: '{backend}' .*CUDA or ROCm.*'cpu'"):
             multi_order_dependency_loss(*pair, backend=backend)
+
+
+def test_an_old_triton_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(triton, "__version__", "3.1.0")
+    with pytest.raises(ImportError, match=r"3\.2 or later.*3\.1\.0"):
+        runpy.run_module("mlcorr.ops.norder.probabilities_triton")
 
 
 def test_without_triton(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,10 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+if tuple(int(number) for number in triton.__version__.split(".")[:2]) < (3, 2):
+    # Before, a number in a kernel was a float32 even among float64.
+    raise ImportError(f"Triton 3.2 or later is needed, found {triton.__version__}")
+
 
 @triton.jit
 def exp_of_minus(a):
