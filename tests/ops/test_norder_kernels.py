@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mlcorr import MultiOrderDependencyLoss
 from mlcorr.functional import multi_order_dependency_loss
-from mlcorr.ops.norder import closed_form_triton, fused, fused_batch, select_backend
+from mlcorr.ops.norder import closed_form_triton, fused, fused_batch, probabilities_triton, select_backend
 from mlcorr.ops.norder.coefficients import coefficients
 from mlcorr.systems.mdkd import MDKDObjective
 from tests.reference import norder as reference
@@ -433,7 +433,7 @@ def test_what_cannot_run_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_an_old_triton_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(triton, "__version__", "3.1.0")
     with pytest.raises(ImportError, match=r"3\.2 or later.*3\.1\.0"):
-        runpy.run_module("mlcorr.ops.norder.probabilities_triton")
+        runpy.run_path(probabilities_triton.__file__)
 
 
 def test_without_triton(monkeypatch: pytest.MonkeyPatch) -> None:
