@@ -67,8 +67,8 @@ def multi_order_dependency_loss(
             uniformly for each instance anew at every call. The estimate is unbiased; its standard error is the standard
             deviation of the loss over sequences, divided by √samples.
         backend: "auto", "closed_form", "closed_form_triton", "enumeration" or "enumeration_triton"; see
-            :func:`mlcorr.ops.norder.select_backend`. "auto" takes Triton's kernels for tensors on CUDA and ROCm devices,
-            where Triton can be imported; they read logits of any dtype and strides without a copy.
+            :func:`mlcorr.ops.norder.select_backend`. "auto" takes Triton's kernels for tensors on CUDA and ROCm
+            devices, where Triton can be imported; they read logits of any dtype and strides without a copy.
         group: Process group over which the loss is global: every rank returns the loss of the batch of all ranks, and
             its gradient is W times that of the rank's part, for W ranks, so that DistributedDataParallel's mean is the
             gradient of one big batch. Ranks may have different numbers of rows. None: this process alone.
