@@ -34,7 +34,7 @@ default_role = "py:obj"
 nitpicky = True
 nitpick_ignore_regex = [  # other projects' objects, and aliases, which a signature may name as they stand in the code
     ("py:.*", r"(torch|numpy|nn|collections|typing)\..*|Tensor|Ellipsis"),
-    ("py:class", r"Backend|BatchDependency|Level|Normalization|Orders|Reduction|dist\..*"),
+    ("py:class", r"Backend|BatchDependency|Inputs|Level|Normalization|Orders|Reduction|dist\..*"),
 ]
 
 autodoc_member_order = "bysource"
