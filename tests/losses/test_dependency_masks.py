@@ -291,3 +291,15 @@ ZEROS = torch.zeros(3, 4)
 def test_bad_input_is_named(error: type[Exception], message: str, call) -> None:
     with pytest.raises(error, match=message):
         call()
+
+
+@pytest.mark.parametrize("backend", ["auto", "enumeration", "enumeration_triton"])
+@pytest.mark.parametrize("delta", [1e29, 1e39, float("inf")])
+def test_a_delta_that_nothing_reaches(delta: float, backend: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    student, teacher = (torch.randn(3, 6, generator=generator) for _ in range(2))
+    student.requires_grad_()
+    expected = multi_order_dependency_loss(student, teacher, orders=(2, 3, 4, 5))
+    actual = multi_order_dependency_loss(student, teacher, orders=(2, 3, 4, 5), delta=delta, backend=backend)
+    torch.testing.assert_close(actual, expected)
+    torch.testing.assert_close(*(torch.autograd.grad(loss, student)[0] for loss in (actual, expected)))

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mlcorr import MultiOrderDependencyLoss
 from mlcorr.functional import multi_order_dependency_loss
-from mlcorr.ops.norder import closed_form_triton, fused, fused_batch, probabilities_triton, select_backend
+from mlcorr.ops.norder import availability, closed_form_triton, fused, fused_batch, probabilities_triton, select_backend
 from mlcorr.ops.norder.coefficients import coefficients
 from mlcorr.systems.mdkd import MDKDObjective
 from tests.reference import norder as reference
@@ -172,7 +172,7 @@ def test_objective_in_one_pass(kind: str, normalization: str, masked: bool) -> N
     mask = None
     if masked:
         mask = draw_mask(6, 11)
-        mask[2] = False
+        mask[2:5] = False  # three valid rows: a third is no float32
     if "unknown" in kind:
         target[4] = -1
     fused = MDKDObjective(ORDERS, backend="closed_form_triton", normalization=normalization, dependency_weight=3.0)
@@ -204,6 +204,36 @@ def test_objective_drops_what_is_not_a_number() -> None:
     assert all(gradient[~mask].eq(0).all() for gradient in clean[1:])
     not_masked = objective(soiled[0], teacher, target)
     assert not_masked.isnan()
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_jacobian_of_all_terms(rows: int) -> None:
+    """Which takes vmap over cotangents, and hands kernels tensors of unusual strides."""
+    student, teacher = (x.detach() for x in draw(rows, 5))
+    target = draw_mask(rows, 5)
+
+    def jacobian(backend: str) -> Tensor:
+        objective = MDKDObjective(backend=backend)
+        return torch.func.jacrev(lambda x: torch.stack([*objective.terms(x, teacher, target).values()]))(student)
+
+    results = [jacobian("closed_form_triton"), jacobian("closed_form")]
+    assert_equal(results[:1], results[1:])
+
+
+def test_second_derivatives_of_soft_targets() -> None:
+    pair, target = draw(2, 4, scale=1.0), torch.rand(2, 4, dtype=torch.float64, device=DEVICE, requires_grad=True)
+    objective = MDKDObjective({2: 1.0}, level="instance", backend="closed_form_triton")
+    assert torch.autograd.gradgradcheck(objective, (*pair, target))
+
+
+def test_one_instance_without_a_batch() -> None:
+    student, teacher = (x.detach()[0] for x in draw(1, 5))
+    target = draw_mask(5)
+    results = [
+        MDKDObjective(level="instance", backend=b)(student, teacher, target)
+        for b in ("closed_form_triton", "closed_form")
+    ]
+    assert_equal(results[:1], results[1:])
 
 
 def test_gradient_of_soft_targets() -> None:
@@ -415,7 +445,7 @@ def test_ladder() -> None:
     assert "order 2 by tail, order 5 by kernel" in select_backend("instance", **low).reason
     assert "order 5 by 9 samples" in select_backend("instance", samples=9, **low).reason
     asked = select_backend("instance", **low, backend="enumeration_triton")
-    assert "order 2 by kernel, order 5 by kernel" in asked.reason
+    assert "order 2 by enumeration, order 5 by kernel" in asked.reason
 
 
 def test_what_cannot_run_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -436,9 +466,24 @@ def test_an_old_triton_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         runpy.run_path(probabilities_triton.__file__)
 
 
+def test_too_many_sequences_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"^orders: order 6 of 400 labels"):
+        multi_order_dependency_loss(*draw(2, 400), orders=(6,), delta=0.5, backend="enumeration_triton")
+
+
+def test_compiles_where_triton_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The reason is found out before, not by an import that fails while a compiler looks."""
+    monkeypatch.setattr(availability, "ERROR", "ImportError: no triton")
+    compiled = torch.compile(lambda: select_backend("instance", batch_size=4, device="cuda").backend, backend="eager")
+    assert compiled() == "closed_form"
+    pair = draw(2, 8)
+    loss = torch.compile(multi_order_dependency_loss, fullgraph=True, backend="aot_eager")
+    assert loss(*pair).isfinite()
+
+
 def test_without_triton(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever the import raises, ``auto`` does without and an explicit wish says what is missing."""
-    monkeypatch.setattr("mlcorr.ops.norder.ladder._triton_error", lambda: "OSError: no libcuda")
+    monkeypatch.setattr(availability, "ERROR", "OSError: no libcuda")
     assert select_backend("instance", batch_size=4, device="cuda").backend == "closed_form"
     pair = draw(2, 8)
     assert multi_order_dependency_loss(*pair).isfinite()

@@ -184,10 +184,11 @@ class MDKDObjective(nn.Module):
             rows = max(student.shape[:-1].numel(), 1)
             plan = norder.coefficients(settings.orders, student.shape[-1]).scaled(self._scale(student) / rows)
         else:
-            rows = mask.any(dim=-1).sum().clamp(min=1)
-            plan = self.dependency_weight * norder.plan_of_rows(mask, settings, compute_dtype(student, teacher))
+            dtype = compute_dtype(student, teacher)
+            rows = mask.any(dim=-1).sum().clamp(min=1).to(dtype)
+            plan = self.dependency_weight * norder.plan_of_rows(mask, settings, dtype)
         of_rows, _ = norder.row_terms(student, teacher, plan, mask=mask, target=target, mld=True)
-        total = norder.RowTerms(*of_rows.flatten(0, -2).sum(dim=0).unbind())
+        total = norder.RowTerms(*of_rows.reshape(-1, 4).sum(dim=0).unbind())
         named = {
             "base": total.base / total.known.clamp(min=1) * UNIT,
             "mld": total.mld * (self.mld_weight / rows * UNIT),

@@ -243,7 +243,9 @@ def _instance_losses(pair: _Pair, order: int, settings: Settings, generator: tor
         return of_rows(student, teacher, mask).reshape(pair.student.shape[:-1])
     # Forming a chunk again would draw other samples, so that value and gradient would not belong together.
     sampled = form_of_order(settings, order, student.device) == "samples"
-    again = of_rows if sampled else functools.partial(checkpoint, of_rows, use_reentrant=False)
+    again = (
+        of_rows if sampled else functools.partial(checkpoint, of_rows, use_reentrant=False, preserve_rng_state=False)
+    )
     chunks = [
         again(
             student[first : first + rows],
@@ -259,15 +261,17 @@ def _mean_huber(
     differences: Tensor, order: int, valid: Tensor | None, settings: Settings, generator: torch.Generator | None
 ) -> Tensor:
     form = form_of_order(settings, order, differences.device)
-    delta = settings.delta if settings.delta < _ENDLESS else math.inf
     if form == "tail":
-        return tail.mean_huber(differences, order, delta, valid)
+        return tail.mean_huber(differences, order, min(settings.delta, _ENDLESS), valid)
+    delta = settings.delta if settings.delta < _ENDLESS else math.inf
     if form == "samples":
         assert settings.samples is not None
         return sampling.mean_huber(differences, order, delta, settings.samples, generator, valid)
+    labels, matrices = differences.shape[-1], differences.shape[0]
     if form == "kernel":
+        enumeration.check_reach(order, labels, matrices, enumeration.REACH_OF_KERNELS)
         return enumeration.differentiable(torch.ops.mlcorr.norder_enumerated, differences, order, delta, valid)
-    enumeration.check_reach(order, differences.shape[-1], differences.shape[0])
+    enumeration.check_reach(order, labels, matrices)
     return enumeration.mean_huber(differences, order, delta, valid)
 
 

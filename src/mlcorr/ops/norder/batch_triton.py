@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mlcorr.ops.norder.launching import on_device, stored, strides
+from mlcorr.ops.norder.launching import dense, on_device, stored, strides
 from mlcorr.ops.norder.operators import BLOCK_OF_ROWS
 from mlcorr.ops.norder.probabilities_triton import entries, probabilities, sigmoid
 
@@ -22,13 +22,13 @@ _LABELS = 128  # of a program's tile
 def centred(student: Tensor, teacher: Tensor, statistics: Tensor, logits: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Return u and v (B, C), and B·g in summands (blocks of rows, C)."""
     rows, labels = student.shape
-    dtype = statistics.dtype
+    dtype, statistics = statistics.dtype, dense(statistics)
     blocks = triton.cdiv(rows, BLOCK_OF_ROWS)
     u, v = (student.new_empty(rows, labels, dtype=dtype) for _ in range(2))
     sums = student.new_empty(blocks, labels, dtype=dtype)
     if rows:
         with on_device(student):
-            _centred[blocks, triton.cdiv(labels, _LABELS)](
+            _centred[triton.cdiv(labels, _LABELS), blocks](
                 student, teacher, statistics, u, v, sums, rows, labels, *strides(student), *strides(teacher),
                 LOGITS=logits, DOUBLE=dtype == torch.float64, ROWS=BLOCK_OF_ROWS, LABELS=_LABELS, num_warps=8,
             )  # fmt: skip
@@ -43,10 +43,11 @@ def batch_gradient(
     ``product``, u and v are (B, C), ``of_g`` is (C,), ``means`` (B,) and the result of the dtype of ``probability``.
     """
     rows, labels = u.shape
+    u, v, of_g, means = (dense(x) for x in (u, v, of_g, means))
     result = probability.new_empty(rows, labels, dtype=stored(probability, u.dtype))
     if rows:
         with on_device(u):
-            _gradient[triton.cdiv(rows, BLOCK_OF_ROWS), triton.cdiv(labels, _LABELS)](
+            _gradient[triton.cdiv(labels, _LABELS), triton.cdiv(rows, BLOCK_OF_ROWS)](
                 product, u, v, of_g, means, probability, result, rows, labels, *strides(product),
                 *strides(probability), sign,
                 LOGITS=logits, DOUBLE=u.dtype == torch.float64, ROWS=BLOCK_OF_ROWS, LABELS=_LABELS, num_warps=8,
@@ -61,9 +62,9 @@ def _centred(
     LOGITS: tl.constexpr, DOUBLE: tl.constexpr, ROWS: tl.constexpr, LABELS: tl.constexpr,
 ):  # fmt: skip
     compute: tl.constexpr = tl.float64 if DOUBLE else tl.float32
-    block = tl.program_id(0).to(tl.int64)
+    block = tl.program_id(1).to(tl.int64)
     row = (block * ROWS + tl.arange(0, ROWS))[:, None]
-    label = (tl.program_id(1) * LABELS + tl.arange(0, LABELS)).to(tl.int64)
+    label = tl.program_id(0).to(tl.int64) * LABELS + tl.arange(0, LABELS)
     in_rows, in_labels = row < rows, label < labels
     inside = in_rows & in_labels[None, :]
     x = entries(student, row, label[None, :], student_row, student_label, inside).to(compute)
@@ -83,8 +84,8 @@ def _gradient(
     LOGITS: tl.constexpr, DOUBLE: tl.constexpr, ROWS: tl.constexpr, LABELS: tl.constexpr,
 ):  # fmt: skip
     compute: tl.constexpr = tl.float64 if DOUBLE else tl.float32
-    row = (tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS))[:, None]
-    label = (tl.program_id(1) * LABELS + tl.arange(0, LABELS)).to(tl.int64)[None, :]
+    row = (tl.program_id(1).to(tl.int64) * ROWS + tl.arange(0, ROWS))[:, None]
+    label = (tl.program_id(0).to(tl.int64) * LABELS + tl.arange(0, LABELS))[None, :]
     inside = (row < rows) & (label < labels)
     place = row * labels + label
     turned = tl.load(v_in + place, mask=inside, other=0) + sign * tl.load(u_in + place, mask=inside, other=0)

@@ -17,7 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from mlcorr._precision import compute_dtype
-from mlcorr.ops.norder.launching import on_device, readable, stored, strides
+from mlcorr.ops.norder.launching import dense, on_device, readable, stored, strides
 from mlcorr.ops.norder.operators import UNIT
 from mlcorr.ops.norder.probabilities_triton import entries, probabilities
 
@@ -113,7 +113,7 @@ def rows_backward(
     What is not asked for is an empty tensor.
     """
     rows, labels = student.shape
-    dtype = statistics.dtype
+    dtype, statistics = statistics.dtype, dense(statistics)
     results = [
         x.new_empty(x.shape if asked else 0, dtype=stored(x, dtype))
         for x, asked in ((student, to_student), (teacher, to_teacher))

@@ -27,6 +27,7 @@ Measure: TypeAlias = Callable[[Tensor, "Tensor | None", int, float], tuple[Tenso
 _CHUNK = 2**20
 
 _REACH = 20_000_000_000
+REACH_OF_KERNELS = 10_000_000_000_000  # minutes of a large GPU
 
 
 def count_sequences(order: int, num_labels: int) -> int:

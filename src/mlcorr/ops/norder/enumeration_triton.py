@@ -26,7 +26,7 @@ from mlcorr.ops.norder import enumeration
 from mlcorr.ops.norder.launching import on_device
 
 # Bytes of the gradients of all programs, unless one for each matrix takes more.
-_SCRATCH = 2**26
+_SCRATCH = 2**28
 
 # Programs for all matrices, which fill a GPU even at one warp each.
 _PROGRAMS = 4096

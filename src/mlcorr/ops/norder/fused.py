@@ -159,15 +159,18 @@ class _RowsGradient(torch.autograd.Function):
         grad_terms, student, teacher, mask, target, plan = ctx.saved_tensors
         asked = [index for index, one in enumerate(ctx.asked) if one]
 
-        def gradients(grad_terms: Tensor, student: Tensor, teacher: Tensor) -> tuple[Tensor, ...]:
+        def gradients(
+            grad_terms: Tensor, student: Tensor, teacher: Tensor, target: Tensor | None = target
+        ) -> tuple[Tensor, ...]:
             def terms(student: Tensor, teacher: Tensor) -> Tensor:
                 return _plain_terms(student, teacher, mask, target, plan, *ctx.settings)
 
             both = torch.func.vjp(terms, student, teacher)[1](grad_terms)
             return tuple(both[index] for index in asked)
 
-        pullback = torch.func.vjp(gradients, grad_terms, student, teacher)[1]
-        return *pullback(tuple(grads[index] for index in asked)), *[None] * 11
+        soft = (target,) if ctx.needs_input_grad[4] else ()
+        found = torch.func.vjp(gradients, grad_terms, student, teacher, *soft)[1](tuple(grads[k] for k in asked))
+        return *found[:3], None, found[3] if soft else None, *[None] * 9
 
 
 def _plain_terms(

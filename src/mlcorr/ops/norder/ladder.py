@@ -121,7 +121,7 @@ def form_of_order(
             f"backend: 'enumeration_triton' enumerates orders up to {HIGHEST_KERNEL}, got order {order}; use 'auto'"
         )
     if asked:
-        return "kernel"
+        return "kernel" if order > 2 else "enumeration"  # of pairs there is nothing to unrank
     if order <= HIGHEST_TAIL and device.type != "mps":  # a tail needs float64
         return "tail"
     if order > HIGHEST_TAIL and settings.samples is not None:
@@ -132,7 +132,7 @@ def form_of_order(
 def wants_kernels(settings: Settings, device: torch.device) -> bool:
     """Return whether kernels run where there are some; raise where they were asked for and cannot run."""
     if settings.backend == "auto":
-        return device.type == "cuda" and _triton_error() is None
+        return device.type == "cuda" and _triton_error() is None and _is_able(device)
     if not settings.backend.endswith("_triton"):
         return False
     error = _triton_error()
@@ -151,11 +151,16 @@ def wants_kernels(settings: Settings, device: torch.device) -> bool:
 
 def _triton_error() -> str | None:
     """Return why kernels cannot be imported, None if they can."""
-    try:
-        from mlcorr.ops.norder import closed_form_triton  # noqa: F401
-    except Exception as error:  # whatever a broken or foreign build of Triton raises
-        return f"{type(error).__name__}: {error}"
-    return None
+    from mlcorr.ops.norder import availability  # imports Triton
+
+    return availability.ERROR
+
+
+def _is_able(device: torch.device) -> bool:
+    """Return whether Triton compiles for a device of type "cuda": AMD's, and NVIDIA's since Volta."""
+    if not torch.cuda.is_available():  # somebody asks about a machine that is not this one
+        return True
+    return torch.version.hip is not None or torch.cuda.get_device_capability(device) >= (7, 0)
 
 
 def _largest_difference(settings: Settings, level: str, batch_size: int) -> int:

@@ -18,6 +18,11 @@ def readable(x: Tensor | None) -> Tensor | None:
     return x.view(torch.uint8) if x is not None and x.dtype == torch.bool else x
 
 
+def dense(x: Tensor) -> Tensor:
+    """Return ``x`` as a kernel reads it that goes by rows: vmap hands over tensors that are not."""
+    return x if x.is_contiguous() else x.contiguous()
+
+
 def strides(x: Tensor | None) -> tuple[int, int]:
     """Return the strides of a matrix, which need not be contiguous; of none, any."""
     return (0, 0) if x is None else (x.stride(0), x.stride(1))
