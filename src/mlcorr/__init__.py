@@ -4,8 +4,27 @@ Parts are imported from here, as functions from :mod:`mlcorr.functional`, scores
 assembled systems from :mod:`mlcorr.systems`.
 """
 
+from mlcorr.grouping import LabelCooccurrence
+from mlcorr.layers import (
+    AverageMessageGCN,
+    BidirectionalRefiner,
+    GroupWiseLinear,
+    PurifiedFeatures,
+    SpatialPurifiedAttention,
+)
 from mlcorr.losses import AsymmetricLoss, BinaryCrossEntropyLoss, MLDLoss, MultiOrderDependencyLoss
 
 __version__ = "0.1.0.dev0"
 
-__all__ = ["AsymmetricLoss", "BinaryCrossEntropyLoss", "MLDLoss", "MultiOrderDependencyLoss"]
+__all__ = [
+    "AsymmetricLoss",
+    "AverageMessageGCN",
+    "BidirectionalRefiner",
+    "BinaryCrossEntropyLoss",
+    "GroupWiseLinear",
+    "LabelCooccurrence",
+    "MLDLoss",
+    "MultiOrderDependencyLoss",
+    "PurifiedFeatures",
+    "SpatialPurifiedAttention",
+]

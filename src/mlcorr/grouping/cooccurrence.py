@@ -1,0 +1,375 @@
+"""Label co-occurrence, counted batch by batch: which labels stand together, and how often."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal, NamedTuple, TypeAlias, cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from mlcorr._checks import check_choice, check_integer
+from mlcorr._distributed import check_group, gather_rows, global_sum
+from mlcorr._precision import no_autocast
+
+Storage: TypeAlias = Literal["auto", "dense", "sparse"]
+_STORAGES: tuple[Storage, ...] = ("auto", "dense", "sparse")
+_DENSE_LABELS = 2048  # two (C, C) tables of int64 are then 64 MiB
+_UNSIGNED = (torch.bool, torch.uint8)
+_CHUNK = 2**22  # pairs, or entries of a float32 batch, that are formed at a time
+_EXACT_ROWS = 2**24  # sums of ones that float32 holds exactly
+_MOST_LABELS = 3_000_000_000  # C² has to fit into int64
+
+
+class LabelCounts(NamedTuple):
+    """The counts of :class:`mlcorr.LabelCooccurrence`, all of dtype int64.
+
+    Attributes:
+        rows: (), rows seen.
+        present: (C,), rows with label i.
+        together: (C, C), rows with labels i and j; its diagonal is ``present``.
+        known: (C, C), rows with label i in which label j is known: ``present`` of i, where every label is known. Of
+            the sparse form only the entries where ``together`` has one.
+    """
+
+    rows: Tensor
+    present: Tensor
+    together: Tensor
+    known: Tensor
+
+
+class LabelCooccurrence(nn.Module):
+    r"""Streamed counts of labels and of pairs of labels, and the conditional probabilities that follow from them.
+
+    After ``update`` with every batch of Y, with present = (Y == 1) and known = (Y >= 0)::
+
+        counts().together == present.T @ present                     # (C, C), int64, exact at any size
+        counts().known == present.T @ known                          # (C, C)
+        conditional() == together / known.clamp(min=1)               # A[i, j] = P(label j | label i)
+
+    The counts are the same for every split of the data into batches, and add up over instances and processes.
+
+    Args:
+        num_labels: C.
+        storage: How pairs are kept. "dense": tables (C, C), of fixed shape. "sparse": one key and one count for every
+            pair that was seen, so that memory follows the data; these buffers grow, and are sized anew by
+            ``load_state_dict``. "auto": dense up to 2048 labels. Every call below gives the same numbers with both.
+
+    Buffers:
+        All int64, and all in ``state_dict()``: ``rows`` (), ``present`` (C,), ``together`` and ``unknown`` (pairs of a
+        present with a present, or an unknown label).
+
+    Example:
+        >>> import torch
+        >>> from mlcorr import LabelCooccurrence
+        >>> counts = LabelCooccurrence(num_labels=3)
+        >>> counts.update(torch.tensor([[1, 1, 0], [1, 0, -1]]))
+        >>> counts.update(torch.tensor([[1, 0, 1]]))
+        >>> counts.conditional()
+        tensor([[1.0000, 0.3333, 0.5000],
+                [1.0000, 1.0000, 0.0000],
+                [1.0000, 0.0000, 1.0000]])
+    """
+
+    rows: Tensor
+    present: Tensor
+
+    def __init__(self, num_labels: int, *, storage: Storage = "auto") -> None:
+        super().__init__()
+        self.num_labels = check_integer("num_labels", num_labels, minimum=1)
+        if self.num_labels > _MOST_LABELS:
+            raise ValueError(f"num_labels: expected at most {_MOST_LABELS}, got {num_labels}")
+        check_choice("storage", storage, _STORAGES)
+        if storage == "auto":
+            storage = "dense" if self.num_labels <= _DENSE_LABELS else "sparse"
+        self.storage = storage
+        self.register_buffer("rows", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("present", torch.zeros(self.num_labels, dtype=torch.int64))
+        pairs = _DensePairs if storage == "dense" else _SparsePairs
+        self.together = pairs(self.num_labels)  # of i < j, since it is symmetric
+        self.unknown = pairs(self.num_labels)  # i present, j unknown
+
+    @torch.no_grad()
+    def update(self, targets: Any) -> None:
+        """Count a batch.
+
+        Args:
+            targets: (..., C), 0/1 or −1 for an unknown label, bool, integer or floating point, on the device of the
+                counts; or a sparse COO or CSR tensor (N, C), or a SciPy sparse matrix, whose stored entries are 1 or
+                −1 and whose other entries are 0. An entry stored twice counts once.
+
+        Raises:
+            TypeError: ``targets`` is no real tensor.
+            ValueError: Its shape, layout or device does not fit.
+        """
+        if hasattr(targets, "tocsr"):
+            targets = _from_scipy(targets)
+        self._check(targets)
+        if targets.layout == torch.strided:
+            targets = targets.reshape(-1, self.num_labels)
+        self.rows += targets.shape[0]
+        if targets.layout == torch.strided and isinstance(self.together, _DensePairs):
+            self._count_matrix(targets)
+        else:
+            self._count_entries(*_entries(targets))
+
+    @torch.no_grad()
+    def counts(self, *, sparse: bool | None = None) -> LabelCounts:
+        """Return all counts; the tables as sparse COO tensors with ``sparse=True``, None being as they are stored."""
+        sparse = self.storage == "sparse" if sparse is None else sparse
+        if not sparse:
+            upper = self.together.matrix()
+            together = upper + upper.T + torch.diag(self.present)
+            known = self.present.unsqueeze(1) - self.unknown.matrix()
+            return LabelCounts(self.rows.clone(), self.present.clone(), together, known)
+        size = self.num_labels
+        keys, values = self.together.entries()
+        seen = self.present.nonzero().squeeze(1)
+        low, high = keys // size, keys % size
+        keys = torch.cat([keys, high * size + low, seen * size + seen])
+        values = torch.cat([values, values, self.present[seen]])
+        keys, order = keys.sort()
+        index = torch.stack([keys // size, keys % size])
+        known = self.present[index[0]] - self.unknown.at(keys)
+        tables = (_coo(index, table, size) for table in (values[order], known))
+        return LabelCounts(self.rows.clone(), self.present.clone(), *tables)
+
+    @torch.no_grad()
+    def conditional(self, *, sparse: bool | None = None, dtype: torch.dtype = torch.float32) -> Tensor:
+        r"""Return A (C, C), A[i, j] = P(label j present | label i present and label j known).
+
+        ``counts().together / counts().known.clamp(min=1)``, divided in float64. The row of a label that was never seen
+        is 0, the diagonal of any other row is 1. With ``sparse=True`` A is a sparse COO tensor, and nothing of size
+        C·C is formed; None is as the counts are stored.
+        """
+        counts = self.counts(sparse=sparse)
+        if not counts.together.is_sparse:
+            return (counts.together.double() / counts.known.clamp(min=1).double()).to(dtype)
+        ratio = counts.together.values().double() / counts.known.values().clamp(min=1).double()
+        return _coo(counts.together.indices(), ratio.to(dtype), self.num_labels)
+
+    @torch.no_grad()
+    def reduce(self, group: dist.ProcessGroup | None = None) -> LabelCooccurrence:
+        """Return the counts of all processes of ``group`` added up, as an instance of its own on every rank.
+
+        The counts of this instance stay those of its own process, so that one may go on counting and reduce again.
+        Do not sum what was reduced already: only the parts are to be added. Every rank has to call with the same number
+        of labels and storage. None is this process alone.
+        """
+        group = check_group("group", group)
+        total = copy.deepcopy(self)
+        if group is not None:
+            total.rows.copy_(global_sum(self.rows, group))
+            total.present.copy_(global_sum(self.present, group))
+            total.together.gather(group)
+            total.unknown.gather(group)
+        return total
+
+    @torch.no_grad()
+    def __add__(self, other: LabelCooccurrence) -> LabelCooccurrence:
+        """Return the counts of both, stored as those of ``self``."""
+        if not isinstance(other, LabelCooccurrence):
+            return NotImplemented
+        if other.num_labels != self.num_labels:
+            raise ValueError(f"other: expected counts of {self.num_labels} labels, got {other.num_labels}")
+        total = copy.deepcopy(self)
+        total.rows += other.rows
+        total.present += other.present
+        total.together.add(*other.together.entries())
+        total.unknown.add(*other.unknown.entries())
+        return total
+
+    def reset(self) -> None:
+        """Set all counts to 0."""
+        self.rows.zero_()
+        self.present.zero_()
+        self.together.reset()
+        self.unknown.reset()
+
+    def extra_repr(self) -> str:
+        """Return the configuration for ``print``."""
+        return f"num_labels={self.num_labels}, storage={self.storage!r}"
+
+    def _check(self, targets: object) -> None:
+        if not isinstance(targets, Tensor) or targets.is_complex():
+            kind = targets.dtype if isinstance(targets, Tensor) else type(targets).__name__
+            raise TypeError(f"targets: expected a bool, integer or floating-point tensor, got {kind}")
+        if targets.layout not in (torch.strided, torch.sparse_coo, torch.sparse_csr):
+            raise ValueError(f"targets: expected a dense, sparse COO or sparse CSR tensor, got {targets.layout}")
+        wanted = "(..., C)" if targets.layout == torch.strided else "(N, C)"
+        dims_fit = targets.dim() >= 1 if targets.layout == torch.strided else targets.dim() == 2
+        if not dims_fit or targets.shape[-1] != self.num_labels:
+            raise ValueError(f"targets: expected the shape {wanted}, C = {self.num_labels}, got {tuple(targets.shape)}")
+        if targets.device != self.present.device:
+            raise ValueError(f"targets: expected the counts' device, {self.present.device}, got {targets.device}")
+
+    def _count_matrix(self, targets: Tensor) -> None:
+        """Count a dense batch into dense tables."""
+        together, unknown = cast(_DensePairs, self.together), cast(_DensePairs, self.unknown)
+        # Products in float32 are fast, and exact for so many rows: autocast would round them.
+        with no_autocast(targets):
+            for part in targets.split(min(_EXACT_ROWS, max(1, _CHUNK // self.num_labels))):
+                here = (part >= 1).float()
+                product = (here.T @ here).long()
+                self.present += product.diagonal()
+                together.count += product.triu_(1)
+                if targets.dtype not in _UNSIGNED:
+                    unknown.count += (here.T @ (~(part >= 0)).float()).long()
+
+    def _count_entries(self, row: Tensor, label: Tensor, value: Tensor) -> None:
+        """Count a batch given by its entries other than 0."""
+        size = self.num_labels
+        keys = (row * size + label)[value >= 1].unique()  # sorted by row, then by label
+        row_here, here = keys // size, keys % size
+        self.present += torch.bincount(here, minlength=size)
+        after = torch.arange(1, len(keys) + 1, device=keys.device)
+        for pairs in _pairs(here, here, after, torch.searchsorted(row_here, row_here, right=True), size):
+            self.together.add(*pairs)
+        if value.dtype in _UNSIGNED:
+            return
+        keys = (row * size + label)[~(value >= 0)].unique()
+        row_unknown, unknown = keys // size, keys % size
+        start, stop = (torch.searchsorted(row_unknown, row_here, right=right) for right in (False, True))
+        for pairs in _pairs(here, unknown, start, stop, size):
+            self.unknown.add(*pairs)
+
+
+class _DensePairs(nn.Module):
+    """A table of pair counts (C, C)."""
+
+    count: Tensor
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.register_buffer("count", torch.zeros(size, size, dtype=torch.int64))
+
+    def add(self, keys: Tensor, values: Tensor) -> None:
+        self.count.view(-1).index_add_(0, keys, values)
+
+    def matrix(self) -> Tensor:
+        return self.count
+
+    def entries(self) -> tuple[Tensor, Tensor]:
+        flat = self.count.view(-1)
+        keys = flat.nonzero().squeeze(1)
+        return keys, flat[keys]
+
+    def at(self, keys: Tensor) -> Tensor:
+        return self.count.view(-1)[keys]
+
+    def gather(self, group: dist.ProcessGroup) -> None:
+        self.count.copy_(global_sum(self.count, group))
+
+    def reset(self) -> None:
+        self.count.zero_()
+
+
+class _SparsePairs(nn.Module):
+    """Pair counts by sorted keys i·C + j.
+
+    New counts wait in a list until there are as many as old ones, so that merging costs a logarithm for each and not
+    the whole table for every batch. Whoever looks from outside finds them merged.
+    """
+
+    keys: Tensor
+    values: Tensor
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size = size
+        self.register_buffer("keys", torch.zeros(0, dtype=torch.int64))
+        self.register_buffer("values", torch.zeros(0, dtype=torch.int64))
+        self.waiting: list[tuple[Tensor, Tensor]] = []
+        self.waiting_length = 0
+
+    def add(self, keys: Tensor, values: Tensor) -> None:
+        self.waiting.append((keys, values))
+        self.waiting_length += len(keys)
+        if self.waiting_length > max(_CHUNK, len(self.keys)):
+            self.entries()
+
+    def entries(self) -> tuple[Tensor, Tensor]:
+        if self.waiting:
+            keys, values = (torch.cat(parts) for parts in zip((self.keys, self.values), *self.waiting, strict=True))
+            self.keys, place = keys.unique(return_inverse=True)
+            self.values = torch.zeros_like(self.keys).index_add_(0, place, values)
+            self.waiting, self.waiting_length = [], 0
+        return self.keys, self.values
+
+    def matrix(self) -> Tensor:
+        keys, values = self.entries()
+        return values.new_zeros(self.size * self.size).index_copy_(0, keys, values).view(self.size, self.size)
+
+    def at(self, keys: Tensor) -> Tensor:
+        own, values = self.entries()
+        if len(own) == 0:
+            return torch.zeros_like(keys)
+        place = torch.searchsorted(own, keys).clamp(max=len(own) - 1)
+        return torch.where(own[place] == keys, values[place], 0)
+
+    def gather(self, group: dist.ProcessGroup) -> None:
+        keys, values = self.entries()
+        self.reset()
+        self.add(gather_rows(keys, group), gather_rows(values, group))
+
+    def reset(self) -> None:
+        self.keys, self.values = self.keys[:0].clone(), self.values[:0].clone()
+        self.waiting, self.waiting_length = [], 0
+
+    def _apply(self, fn: Any, recurse: bool = True) -> _SparsePairs:
+        self.entries()
+        super()._apply(fn, recurse)
+        return self
+
+    def _save_to_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self.entries()
+        super()._save_to_state_dict(*args, **kwargs)
+
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        self.reset()
+        for name in ("keys", "values"):
+            if f"{prefix}{name}" in state_dict:
+                setattr(self, name, getattr(self, name).new_zeros(len(state_dict[f"{prefix}{name}"])))
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+def _pairs(left: Tensor, right: Tensor, start: Tensor, stop: Tensor, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Count pairs of ``left[e]`` with each of ``right[start[e]:stop[e]]``, as sorted keys and counts, in parts."""
+    ends = (stop - start).cumsum(0)
+    total = int(ends[-1]) if len(ends) else 0
+    bounds = torch.arange(_CHUNK, total + _CHUNK, _CHUNK, device=ends.device).clamp(max=total)
+    cuts = [0, *torch.searchsorted(ends, bounds, right=True).tolist()] if total else []
+    for first, last in itertools.pairwise(cuts):
+        length = (stop - start)[first:last]
+        before = length.cumsum(0) - length
+        offset = torch.arange(int(length.sum()), device=ends.device) - before.repeat_interleave(length)
+        partner = right[start[first:last].repeat_interleave(length) + offset]
+        keys = left[first:last].repeat_interleave(length) * size + partner
+        yield keys.unique(return_counts=True)
+
+
+def _entries(targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Row, label and value of each entry that is stored, or of a dense tensor that is not 0."""
+    if targets.layout == torch.strided:
+        row, label = targets.nonzero(as_tuple=True)
+        return row, label, targets[row, label]
+    if targets.layout == torch.sparse_csr:
+        length = targets.crow_indices().long().diff()
+        row = torch.arange(len(length), device=length.device).repeat_interleave(length)
+        return row, targets.col_indices().long(), targets.values()
+    row, label = targets._indices()  # without coalescing, which would add up what is stored twice
+    return row, label, targets._values()
+
+
+def _from_scipy(matrix: Any) -> Tensor:
+    """Return a SciPy sparse matrix, of which only its own methods are used, as a COO tensor."""
+    matrix = matrix.tocsr().tocoo()
+    index = torch.stack([torch.from_numpy(axis.astype("int64")) for axis in (matrix.row, matrix.col)])
+    return torch.sparse_coo_tensor(index, torch.from_numpy(matrix.data.copy()), matrix.shape, check_invariants=True)
+
+
+def _coo(index: Tensor, values: Tensor, size: int) -> Tensor:
+    return torch.sparse_coo_tensor(index, values, (size, size), is_coalesced=True, check_invariants=False)
