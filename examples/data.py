@@ -92,12 +92,14 @@ def split_scans(digits: np.ndarray, rng: np.random.Generator) -> dict[str, np.nd
     return {split: np.concatenate(parts) for split, parts in dealt.items()}
 
 
-def paint_scene(labels: np.ndarray, scans: np.ndarray, digits: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Paint one scan of every digit in ``labels`` at a random place: (CANVAS, CANVAS), values in [0, 1]."""
-    canvas = np.zeros((CANVAS, CANVAS), dtype=np.float32)
+def paint_scene(
+    labels: np.ndarray, scans: np.ndarray, digits: np.ndarray, rng: np.random.Generator, side: int = CANVAS
+) -> np.ndarray:
+    """Paint one scan of every digit in ``labels`` at a random place: (side, side), values in [0, 1]."""
+    canvas = np.zeros((side, side), dtype=np.float32)
 
     def stamp(patch: np.ndarray) -> None:
-        row, column = rng.integers(0, CANVAS - len(patch) + 1, size=2)
+        row, column = rng.integers(0, side - len(patch) + 1, size=2)
         place = canvas[row : row + len(patch), column : column + len(patch)]
         np.maximum(place, patch * rng.uniform(*CONTRAST), out=place, casting="same_kind")
 
@@ -109,14 +111,19 @@ def paint_scene(labels: np.ndarray, scans: np.ndarray, digits: np.ndarray, rng: 
     return np.clip(canvas + rng.normal(0.0, GRAIN, canvas.shape), 0.0, 1.0).astype(np.float32)
 
 
-def digit_scenes(*, seed: int = 0, evaluate_on: str = "test", num_scenes: Sequence[int] = NUM_SCENES) -> Dataset:
+def digit_scenes(
+    *, seed: int = 0, evaluate_on: str = "test", num_scenes: Sequence[int] = NUM_SCENES, canvas: int = CANVAS
+) -> Dataset:
     """Return scenes of scikit-learn's bundled handwritten digits; no split shares a scan with another.
 
     Args:
         seed: decides everything; the same seed gives the same scenes.
         evaluate_on: ``"test"``, or ``"validation"`` for whoever chooses something by the scores.
         num_scenes: number of scenes to train on, to validate on and to test on.
+        canvas: pixels a side; the larger, the more of a scene is background.
     """
+    if canvas < SCAN:
+        raise ValueError(f"canvas: expected at least {SCAN} pixels, a digit's side, got {canvas}")
     images, digits = load_digits(return_X_y=True)
     images = (images / 16).reshape(-1, SCAN, SCAN).astype(np.float32)
     dealt = split_scans(digits, np.random.default_rng((seed, len(SPLITS))))
@@ -125,7 +132,7 @@ def digit_scenes(*, seed: int = 0, evaluate_on: str = "test", num_scenes: Sequen
         rng = np.random.default_rng((seed, SPLITS.index(split)))
         labels = np.stack([draw_labels(rng) for _ in range(num_scenes[SPLITS.index(split)])])
         own = dealt[split]
-        scenes = np.stack([paint_scene(row, images[own], digits[own], rng) for row in labels])
+        scenes = np.stack([paint_scene(row, images[own], digits[own], rng, canvas) for row in labels])
         return Split(torch.from_numpy(scenes).unsqueeze(1), torch.from_numpy(labels.astype(np.float32)))
 
     names = tuple(str(digit) for digit in range(10))

@@ -52,6 +52,18 @@ def make_student(inputs: Tensor, num_labels: int) -> nn.Module:
     return perceptron(inputs.shape[1], (16,), num_labels)
 
 
+def make_backbone(inputs: Tensor, *, most_places: int = 10, width: int = 128) -> tuple[nn.Module, int]:
+    """Return untrained convolutions for images of this size, and the number of channels of the map they yield.
+
+    The image is halved until the map has no more than ``most_places`` places a side.
+    """
+    side, halvings = max(inputs.shape[-2:]), 0
+    while side > most_places:
+        side, halvings = -(-side // 2), halvings + 1
+    widths = [max(width >> step, 16) for step in range(halvings, -1, -1)]
+    return ConvNet(inputs.shape[1], widths, num_labels=1).features, widths[-1]
+
+
 def count_parameters(model: nn.Module) -> int:
     """Return the number of trainable numbers in ``model``."""
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
