@@ -51,8 +51,9 @@ def purify_literally(scores: Tensor) -> Tensor:
 
 def average_densely(labels: int) -> Callable[[Tensor], Tensor]:
     """Eq. 9: the matrix of ones and 1/(C − 1), and the product with it."""
-    matrix = torch.full((labels, labels), 1 / (labels - 1)).fill_diagonal_(1.0)
-    return lambda x: matrix.to(x.dtype) @ x
+    exact = torch.full((labels, labels), 1 / (labels - 1), dtype=torch.float64).fill_diagonal_(1.0)
+    matrices = {dtype: exact.to(dtype) for dtype in (torch.float32, torch.float64)}
+    return lambda x: matrices[x.dtype] @ x
 
 
 class Query2Label(nn.Module):

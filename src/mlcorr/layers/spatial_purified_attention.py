@@ -104,11 +104,12 @@ def purify(scores: Tensor, tau: float = 0.5, valid: Tensor | None = None) -> Ten
     with no_autocast(s):
         kept = quantile_mask(s, tau, valid)
         if valid is None:
-            weights = torch.where(kept, s, float("-inf")).softmax(-1)
+            weights = (s + _minus_infinity_outside(kept, s)).softmax(-1)
         else:
             # A softmax over nothing is NaN: a row of padding takes it over zeros, and is set to 0 afterwards.
             padding = ~valid.any(-1, keepdim=True)
-            weights = torch.where(kept | padding, torch.where(valid, s, 0.0), float("-inf")).softmax(-1)
+            s = torch.where(valid, s, 0.0)
+            weights = (s + _minus_infinity_outside(kept | padding, s)).softmax(-1)
             weights = torch.where(padding, 0.0, weights)
     return weights.to(scores.dtype)
 
@@ -311,6 +312,11 @@ def _rank(tau: float, count: _Count) -> _Count:
     """
     slack = count + 1000
     return (round(tau * _STEPS) * (count - 1) - slack + (_STEPS - 1)) // _STEPS
+
+
+def _minus_infinity_outside(kept: Tensor, like: Tensor) -> Tensor:
+    """0 where ``kept``, else −∞: added, it costs the backward nothing, where a choice would copy the gradient."""
+    return torch.where(kept, like.new_zeros(()), float("-inf"))
 
 
 def _check_scores(scores: Tensor, valid: Tensor | None) -> Tensor | None:

@@ -14,7 +14,7 @@ from mlcorr.losses.binary_cross_entropy import BinaryCrossEntropyLoss
 from mlcorr.losses.mld import MLDLoss
 from mlcorr.losses.multi_order_dependency import MultiOrderDependencyLoss, check_pair
 from mlcorr.ops import norder
-from mlcorr.ops.norder.operators import UNIT
+from mlcorr.ops.norder.launching import UNIT
 
 
 class MDKDObjective(nn.Module):

@@ -12,8 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mlcorr.ops.norder.launching import dense, on_device, stored, strides
-from mlcorr.ops.norder.operators import BLOCK_OF_ROWS
+from mlcorr.ops.norder.launching import BLOCK_OF_ROWS, dense, on_device, stored, strides
 from mlcorr.ops.norder.probabilities_triton import entries, probabilities, sigmoid
 
 _LABELS = 128  # of a program's tile

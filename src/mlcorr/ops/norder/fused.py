@@ -11,11 +11,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+import mlcorr.ops.norder.operators  # noqa: F401  (registers torch.ops.mlcorr)
 from mlcorr._autograd import fixed_signature
 from mlcorr._precision import compute_dtype
 from mlcorr.ops.norder import masked_closed_form
 from mlcorr.ops.norder.coefficients import Coefficients
-from mlcorr.ops.norder.operators import UNIT
+from mlcorr.ops.norder.launching import UNIT
 
 
 class RowTerms(NamedTuple):

@@ -1,4 +1,4 @@
-"""What the launch of a Triton kernel needs to know of its tensors."""
+"""What kernels and those who launch them agree on."""
 
 from __future__ import annotations
 
@@ -6,6 +6,12 @@ import contextlib
 
 import torch
 from torch import Tensor
+
+# Of the sums of BCE and MLD, so that they do not overflow where their means over rows do not.
+UNIT = 2.0**20
+
+# Rows whose products u∘v are summed together on the way to g.
+BLOCK_OF_ROWS = 16
 
 
 def on_device(x: Tensor) -> contextlib.AbstractContextManager[object]:

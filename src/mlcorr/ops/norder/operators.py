@@ -14,14 +14,9 @@ import torch
 from torch import Tensor
 
 from mlcorr._precision import compute_dtype
+from mlcorr.ops.norder.launching import BLOCK_OF_ROWS
 
 _LIBRARY = torch.library.Library("mlcorr", "DEF")
-
-# Of the sums of BCE and MLD, so that they do not overflow where their means over rows do not.
-UNIT = 2.0**20
-
-# Rows whose products u∘v are summed together on the way to g.
-BLOCK_OF_ROWS = 16
 
 _SETTINGS = "float alpha, float beta, float gamma, bool logits, bool mld"
 _ROWS = "Tensor student, Tensor teacher, Tensor? mask, Tensor? target, Tensor? plan"
