@@ -197,6 +197,7 @@ def test_programs_do_not_matter(order: int, monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_number_of_programs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(enumeration_triton, "_PROGRAMS", 4096)
+    monkeypatch.setattr(enumeration_triton, "_SCRATCH", 2**26)
     assert enumeration_triton._programs(1, 80, 240, 4) == 240
     assert enumeration_triton._programs(32, 80, 10**6, 4) == 2**26 // (32 * 80 * 80 * 4)
     assert enumeration_triton._programs(1000, 6, 10**6, 4) == 4
