@@ -27,7 +27,12 @@ def save_checkpoint(state: dict[str, Any], path: Path) -> None:
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
     """Return what `save_checkpoint` wrote, on the CPU: tensors and plain values only, no code."""
-    state = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError:
+        raise
+    except Exception as error:  # what a damaged file raises differs from release to release
+        raise ValueError(f"{path}: no checkpoint, or a damaged one ({type(error).__name__})") from error
     if not isinstance(state, dict):
         raise ValueError(f"{path}: expected a checkpoint, a dict, got {type(state).__name__}")
     return state

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import time
 from collections.abc import Sequence
@@ -130,12 +131,25 @@ def start(settings: Settings, data: Dataset, *, compiled: bool = False) -> Train
 def resume(training: Training, settings: Settings, path: Path) -> None:
     """Go on where the checkpoint was written, if it belongs to the same settings."""
     state = load_checkpoint(path)
+    if not {"settings", "data", "training"} <= state.keys():
+        raise ValueError(f"{path}: expected a checkpoint of this program, found {sorted(map(str, state))}")
     before, now = json.loads(state["settings"]), json.loads(as_json(settings))
     changed = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
     if changed:
         name = changed[0]
         raise ValueError(f"{path}: {', '.join(changed)} changed ({name}: {before.get(name)} then, {now.get(name)} now)")
+    if state["data"] != fingerprint(training.data):
+        raise ValueError(f"{path}: the data are not those that the run began with")
     training.load_state_dict(state["training"])
+
+
+def fingerprint(data: Dataset) -> str:
+    """Return what tells these data from others."""
+    digest = hashlib.sha256()
+    for split in (data.train, data.evaluation):
+        for tensor in (split.inputs, split.targets):
+            digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def as_json(settings: Settings) -> str:
@@ -163,6 +177,7 @@ def print_epoch(console: Console, epoch: dict[str, Any]) -> None:
 
 def run(training: Training, settings: Settings, folder: Path, console: Console, *, last: int) -> None:
     """Train up to epoch ``last``; after every epoch there is a checkpoint and a line of the log."""
+    data = fingerprint(training.data)
     print_header(console)
     for epoch in training.history:
         print_epoch(console, epoch)
@@ -173,7 +188,8 @@ def run(training: Training, settings: Settings, folder: Path, console: Console, 
         while len(training.history) < last:
             progress.reset(batches)
             epoch = training.run_epoch(lambda: progress.advance(batches))
-            save_checkpoint({"settings": as_json(settings), "training": training.state_dict()}, folder / CHECKPOINT)
+            state = {"settings": as_json(settings), "data": data, "training": training.state_dict()}
+            save_checkpoint(state, folder / CHECKPOINT)
             write_log(training, folder / LOG)
             print_epoch(progress.console, epoch)
             progress.advance(epochs)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numbers
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 
@@ -63,6 +64,13 @@ def check_same(name: str, value: torch.Tensor, other_name: str, other: torch.Ten
         raise ValueError(f"{name}: expected the shape of {other_name}, {tuple(other.shape)}, got {tuple(value.shape)}")
     if value.device != other.device:
         raise ValueError(f"{name}: expected the device of {other_name}, {other.device}, got {value.device}")
+
+
+def check_sequence(name: str, value: object) -> tuple[Any, ...]:
+    """Return what ``value`` iterates over, if it is no string."""
+    if isinstance(value, str) or not isinstance(value, Iterable):
+        raise TypeError(f"{name}: expected a sequence, got {_kind(value)}")
+    return tuple(value)
 
 
 def check_mask(name: str, value: object, other_name: str, other: torch.Tensor) -> torch.Tensor:

@@ -241,7 +241,14 @@ def test_checkpoint_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
 
 def test_a_checkpoint_with_code_in_it_is_refused(tmp_path):
     torch.save({"model": nn.Linear(1, 1)}, tmp_path / "checkpoint.pt")
-    with pytest.raises(Exception, match=r"weights_only|Unsupported"):
+    with pytest.raises(ValueError, match=r"checkpoint.pt: no checkpoint, or a damaged one \(UnpicklingError\)"):
+        load_checkpoint(tmp_path / "checkpoint.pt")
+
+
+@pytest.mark.parametrize("content", [b"", b"garbage", b"PK\x03\x04 cut off"])
+def test_a_damaged_checkpoint_is_told(tmp_path, content):
+    (tmp_path / "checkpoint.pt").write_bytes(content)
+    with pytest.raises(ValueError, match=r"checkpoint\.pt: no checkpoint, or a damaged one"):
         load_checkpoint(tmp_path / "checkpoint.pt")
 
 

@@ -315,3 +315,28 @@ COUNTS = LabelCooccurrence(4)
 def test_bad_input_is_named(error: type[Exception], message: str, call) -> None:
     with pytest.raises(error, match=message):
         call()
+
+
+@pytest.mark.parametrize("storage", ["dense", "sparse"])
+def test_nothing_is_counted_of_what_is_refused(storage: str) -> None:
+    counts = LabelCooccurrence(6, storage=storage)
+    counts.update(torch.eye(6))
+    before = {name: tensor.clone() for name, tensor in counts.state_dict().items()}
+    hybrid = torch.sparse_coo_tensor([[0, 1]], torch.rand(2, 6), (4, 6), check_invariants=True)
+    for targets, error in ((hybrid, ValueError), (torch.ones(2, 6, dtype=torch.uint16), TypeError)):
+        with pytest.raises(error, match=r"^targets: "):
+            counts.update(targets)
+    foreign = LabelCooccurrence(7, storage=storage)
+    foreign.update(torch.ones(2, 7))
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        counts.load_state_dict(foreign.state_dict())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in counts.state_dict().items())
+
+
+def test_rows_that_come_one_by_one_are_merged(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cooccurrence, "_WAITING", 4)
+    counts = LabelCooccurrence(3, storage="sparse")
+    for _ in range(50):
+        counts.update(torch.tensor([[1, 1, 0]]))
+        assert len(counts.together.waiting) <= 4
+    assert counts.counts(sparse=False).together[0, 1] == 50

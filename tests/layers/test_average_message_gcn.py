@@ -296,7 +296,7 @@ LAYER = AverageMessageGCN(3, 5)
         (ValueError, "^dim: ", lambda: AverageMessageGCN(0, 5)),
         (ValueError, "^num_labels: ", lambda: AverageMessageGCN(3, 0)),
         (ValueError, "^schedule: .*'mean'", lambda: AverageMessageGCN(3, 5, schedule=("mean",))),
-        (TypeError, "^schedule: .*string", lambda: AverageMessageGCN(3, 5, schedule="average")),
+        (TypeError, "^schedule: .*sequence", lambda: AverageMessageGCN(3, 5, schedule="average")),
         (ValueError, "^diagonal: .*'two'", lambda: AverageMessageGCN(3, 5, diagonal="two")),
         (ValueError, "^negative_slope: ", lambda: AverageMessageGCN(3, 5, negative_slope=-0.1)),
         (ValueError, r"^cooccurrence: .*\(5, 5\).*\(4, 4\)", lambda: AverageMessageGCN(3, 5, torch.eye(4))),
@@ -315,3 +315,39 @@ LAYER = AverageMessageGCN(3, 5)
 def test_bad_input_is_named(error: type[Exception], message: str, call) -> None:
     with pytest.raises(error, match=message):
         call()
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+def test_a_refused_checkpoint_leaves_the_adjacency(sparse: bool) -> None:
+    def gcn(labels: int) -> AverageMessageGCN:
+        adjacency = torch.eye(labels) + 0.5
+        return AverageMessageGCN(3, labels, adjacency.to_sparse() if sparse else adjacency)
+
+    module = gcn(5)
+    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        module.load_state_dict(gcn(6).state_dict())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in module.state_dict().items())
+
+
+def test_schedules_of_any_kind() -> None:
+    module = AverageMessageGCN(3, 4, schedule=(name for name in ["average", "cooccurrence"]))
+    assert module.schedule == ("average", "cooccurrence")
+    for schedule in (None, "average", 3):
+        with pytest.raises(TypeError, match=r"^schedule: expected a sequence"):
+            AverageMessageGCN(3, 4, schedule=schedule)
+
+
+@pytest.mark.parametrize("layout", [torch.strided, torch.sparse_coo, torch.sparse_csr])
+@pytest.mark.filterwarnings("ignore:Sparse CSR")
+def test_what_is_infinite_in_the_weights_dtype_is_refused(layout: torch.layout) -> None:
+    adjacency = torch.full((4, 4), 1e300, dtype=torch.float64)
+    adjacency = adjacency if layout == torch.strided else adjacency.to_sparse(layout=layout)
+    with pytest.raises(ValueError, match=r"^cooccurrence: expected finite entries"):
+        AverageMessageGCN(3, 4, adjacency)
+
+
+def test_a_hybrid_adjacency_is_refused() -> None:
+    hybrid = torch.sparse_coo_tensor([[0, 1]], torch.rand(2, 4), (4, 4), check_invariants=True)
+    with pytest.raises(ValueError, match=r"^cooccurrence: expected two sparse dimensions"):
+        AverageMessageGCN(3, 4, hybrid)

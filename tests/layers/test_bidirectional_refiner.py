@@ -170,7 +170,7 @@ def test_compiles_exports_maps_and_is_saved() -> None:
         (ValueError, "^dropout: ", lambda: BidirectionalRefiner(5, 3, dropout=1.5)),
         (ValueError, "^paths: .*'labels'", lambda: BidirectionalRefiner(5, 3, paths=("labels",))),
         (ValueError, "^paths: .*at least one", lambda: BidirectionalRefiner(5, 3, paths=())),
-        (TypeError, "^paths: .*string", lambda: BidirectionalRefiner(5, 3, paths="category")),
+        (TypeError, "^paths: .*sequence", lambda: BidirectionalRefiner(5, 3, paths="category")),
         (ValueError, r"^x: .*5, 3.*\(2, 3, 5\)", lambda: BidirectionalRefiner(5, 3)(torch.zeros(2, 3, 5))),
         (TypeError, "^x: .*int64", lambda: BidirectionalRefiner(5, 3)(torch.zeros(2, 5, 3).long())),
     ],

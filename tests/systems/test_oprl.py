@@ -303,6 +303,41 @@ def test_nothing_is_nan_for_huge_features() -> None:
         assert all(gradient.isfinite().all() for gradient in gradients)
 
 
+def test_float16_under_autocast_stands_many_labels_that_all_speak() -> None:
+    """The messages of 80 labels that know each other add up to more than float16 holds."""
+    crowd = torch.full((80, 80), 0.9)
+    model = OPRL(nn.Identity(), 32, 80, encoder_heads=4, encoder_width=32, encoder_layers=0, cooccurrence=crowd)
+    for scale in (1.0, 1e3, 1e4):
+        images = scale * torch.randn(2, 32, 6, 6)
+        with torch.autocast("cpu", dtype=torch.float16):
+            output = model(images)
+            loss = model.objective(output, torch.ones(2, 80))
+        assert output.logits.isfinite().all()
+        assert all(g.isfinite().all() for g in torch.autograd.grad(loss, model.parameters()))
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_an_empty_batch(masked: bool) -> None:
+    model = oprl()
+    none = features()[:0]
+    places = none.flatten(2).shape[-1]
+    output = model(none, torch.ones(0, places, dtype=torch.bool) if masked else None)
+    loss = model.objective(output, targets()[:0])
+    loss.backward()
+    assert output.logits.shape == (0, LABELS)
+    assert loss == 0
+
+
+def test_permuted_labels_and_places() -> None:
+    model = oprl(encoder_dropout=0.0).eval()
+    order = torch.randperm(12, generator=torch.Generator().manual_seed(0))
+    x = torch.randn(2, 12, CHANNELS, dtype=torch.float64)
+    model = model.double()
+    plain, permuted = model(x), model(x[:, order])
+    torch.testing.assert_close(permuted.logits, plain.logits, rtol=0, atol=1e-12)
+    torch.testing.assert_close(permuted.attention, plain.attention[..., order], rtol=0, atol=1e-12)
+
+
 def test_state_dict_round_trip_and_other_numbers_of_labels() -> None:
     model, images = oprl(small_backbone(), cooccurrence=cooccurrence()).eval(), torch.randn(2, 3, 16, 24)
     other = oprl(small_backbone(), cooccurrence=torch.eye(LABELS)).eval()

@@ -19,7 +19,11 @@ Storage: TypeAlias = Literal["auto", "dense", "sparse"]
 _STORAGES: tuple[Storage, ...] = ("auto", "dense", "sparse")
 _DENSE_LABELS = 2048  # two (C, C) tables of int64 are then 64 MiB
 _UNSIGNED = (torch.bool, torch.uint8)
+_SIGNED = (torch.int8, torch.int16, torch.int32, torch.int64)
+_FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_DTYPES = (*_UNSIGNED, *_SIGNED, *_FLOATING)
 _CHUNK = 2**22  # pairs, or entries of a float32 batch, that are formed at a time
+_WAITING = 2**14  # small tensors of new pairs that may wait for merging
 _EXACT_ROWS = 2**24  # sums of ones that float32 holds exactly
 _MOST_LABELS = 3_000_000_000  # C² has to fit into int64
 
@@ -110,11 +114,11 @@ class LabelCooccurrence(nn.Module):
         self._check(targets)
         if targets.layout == torch.strided:
             targets = targets.reshape(-1, self.num_labels)
-        self.rows += targets.shape[0]
         if targets.layout == torch.strided and isinstance(self.together, _DensePairs):
             self._count_matrix(targets)
         else:
             self._count_entries(*_entries(targets))
+        self.rows += targets.shape[0]
 
     @torch.no_grad()
     def counts(self, *, sparse: bool | None = None) -> LabelCounts:
@@ -189,12 +193,23 @@ class LabelCooccurrence(nn.Module):
         self.together.reset()
         self.unknown.reset()
 
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        present = state_dict.get(f"{prefix}present")
+        if isinstance(present, Tensor) and len(present) != self.num_labels:
+            errors = args[-1]
+            errors.append(f"size mismatch for {prefix}present: expected {self.num_labels} labels, got {len(present)}")
+            # Neither these counts nor, after them, those of the pairs are to be taken over in part.
+            for name in [name for name in state_dict if name.startswith(prefix)]:
+                del state_dict[name]
+            return
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
     def extra_repr(self) -> str:
         """Return the configuration for ``print``."""
         return f"num_labels={self.num_labels}, storage={self.storage!r}"
 
     def _check(self, targets: object) -> None:
-        if not isinstance(targets, Tensor) or targets.is_complex():
+        if not isinstance(targets, Tensor) or targets.dtype not in _DTYPES:
             kind = targets.dtype if isinstance(targets, Tensor) else type(targets).__name__
             raise TypeError(f"targets: expected a bool, integer or floating-point tensor, got {kind}")
         if targets.layout not in (torch.strided, torch.sparse_coo, torch.sparse_csr):
@@ -203,6 +218,8 @@ class LabelCooccurrence(nn.Module):
         dims_fit = targets.dim() >= 1 if targets.layout == torch.strided else targets.dim() == 2
         if not dims_fit or targets.shape[-1] != self.num_labels:
             raise ValueError(f"targets: expected the shape {wanted}, C = {self.num_labels}, got {tuple(targets.shape)}")
+        if targets.layout == torch.sparse_coo and targets.sparse_dim() != 2:
+            raise ValueError(f"targets: expected two sparse dimensions, got {targets.sparse_dim()} and dense ones")
         if targets.device != self.present.device:
             raise ValueError(f"targets: expected the counts' device, {self.present.device}, got {targets.device}")
 
@@ -288,7 +305,7 @@ class _SparsePairs(nn.Module):
     def add(self, keys: Tensor, values: Tensor) -> None:
         self.waiting.append((keys, values))
         self.waiting_length += len(keys)
-        if self.waiting_length > max(_CHUNK, len(self.keys)):
+        if self.waiting_length > max(_CHUNK, len(self.keys)) or len(self.waiting) >= _WAITING:
             self.entries()
 
     def entries(self) -> tuple[Tensor, Tensor]:
@@ -329,10 +346,10 @@ class _SparsePairs(nn.Module):
         super()._save_to_state_dict(*args, **kwargs)
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
-        self.reset()
-        for name in ("keys", "values"):
-            if f"{prefix}{name}" in state_dict:
-                setattr(self, name, getattr(self, name).new_zeros(len(state_dict[f"{prefix}{name}"])))
+        found = [state_dict.get(f"{prefix}{name}") for name in ("keys", "values")]
+        if all(isinstance(x, Tensor) for x in found):
+            self.reset()
+            self.keys, self.values = (self.keys.new_zeros(len(x)) for x in cast("list[Tensor]", found))
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 

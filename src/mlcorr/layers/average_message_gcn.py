@@ -11,13 +11,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mlcorr._checks import check_choice, check_floating, check_integer, check_number, check_tensor
+from mlcorr._checks import (
+    check_choice,
+    check_floating,
+    check_integer,
+    check_number,
+    check_sequence,
+    check_tensor,
+)
 from mlcorr._precision import compute_dtype, no_autocast
 
 Message: TypeAlias = Literal["cooccurrence", "average"]
 Diagonal: TypeAlias = Literal["one", "zero", "counts"]
 _MESSAGES: tuple[Message, ...] = ("cooccurrence", "average")
 _DIAGONALS: tuple[Diagonal, ...] = ("one", "zero", "counts")
+_LARGE = 1024.0  # messages up to it go into a product of half precision as they are
 _SPARSE_LAYOUTS = (torch.sparse_coo, torch.sparse_csr)
 
 
@@ -86,8 +94,9 @@ class AverageMessageGCN(nn.Module):
 
     Shape:
         - x: (..., C, D); float16, bfloat16, float32 or float64.
-        - Output: (..., C, D) in the dtype of ``x``. Messages are summed in float32 (float64 for float64), also under
-          autocast, which acts on the products with the weights.
+        - Output: (..., C, D) in the dtype of ``x``, under autocast in float32, since sums of messages outgrow float16.
+          Messages are summed in float32 (float64 for float64), also under autocast, which acts on the products with
+          the weights.
 
     Buffers:
         ``cooccurrence`` (C, C) for a dense adjacency; ``cooccurrence_rows`` (C + 1,), ``cooccurrence_columns`` (E,) and
@@ -145,11 +154,9 @@ class AverageMessageGCN(nn.Module):
         super().__init__()
         self.dim = check_integer("dim", dim, minimum=1)
         self.num_labels = check_integer("num_labels", num_labels, minimum=1)
-        if isinstance(schedule, str):
-            raise TypeError(f"schedule: expected a sequence such as ({schedule!r},), got the string {schedule!r}")
-        for message in schedule:
+        self.schedule: tuple[Message, ...] = check_sequence("schedule", schedule)
+        for message in self.schedule:
             check_choice("schedule", message, _MESSAGES)
-        self.schedule = tuple(schedule)
         check_choice("diagonal", diagonal, _DIAGONALS)
         self.diagonal = diagonal
         self.final_activation = final_activation
@@ -182,16 +189,21 @@ class AverageMessageGCN(nn.Module):
             raise ValueError(f"cooccurrence: expected the shape (C, C) = {expected}, got {tuple(a.shape)}")
         if a.layout != torch.strided and a.layout not in _SPARSE_LAYOUTS:
             raise ValueError(f"cooccurrence: expected a dense, sparse COO or sparse CSR tensor, got {a.layout}")
-        a = a.detach().to(device=self.weight.device)
+        if a.layout == torch.sparse_coo and a.sparse_dim() != 2:
+            raise ValueError(f"cooccurrence: expected two sparse dimensions, got {a.sparse_dim()} and dense ones")
+        a = a.detach()
         if a.layout == torch.strided:
-            _check_entries(a)
             a = a.to(self.weight.dtype, copy=True)
+            _check_entries(a)
+            a = a.to(self.weight.device)
             if self.diagonal != "counts":
                 a.fill_diagonal_(1.0 if self.diagonal == "one" else 0.0)
             self._store(dense=a)
         else:
             row, column, value = _entries(a)
+            value = value.to(self.weight.dtype)
             _check_entries(value)
+            row, column, value = (part.to(self.weight.device) for part in (row, column, value))
             if self.diagonal != "counts":
                 off = row != column
                 row, column, value = row[off], column[off], value[off]
@@ -203,7 +215,7 @@ class AverageMessageGCN(nn.Module):
             order = (row * self.num_labels + column).argsort()
             starts = torch.arange(self.num_labels + 1, device=row.device)
             rows = torch.searchsorted(row[order].contiguous(), starts)
-            self._store(sparse=(rows, column[order].contiguous(), value[order].to(self.weight.dtype)))
+            self._store(sparse=(rows, column[order].contiguous(), value[order]))
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the label features after all layers."""
@@ -213,13 +225,21 @@ class AverageMessageGCN(nn.Module):
         if not self.schedule:
             return x
         wide = h = x.to(compute_dtype(x))  # sums of messages outgrow half precision
+        autocast = torch.is_autocast_enabled(x.device.type)
+        in_half = autocast or x.dtype != wide.dtype
         for layer, message in enumerate(self.schedule):
             with no_autocast(h):
                 heard = average_message(h) if message == "average" else self._cooccurrence_message(h)
-            h = (heard.to(x.dtype) @ self.weight[layer]).to(wide.dtype)
+            if in_half:
+                # float16 ends at 65504: what is large is made small before the product, and large again after it.
+                size = (heard.detach().abs().amax(-1, keepdim=True) / _LARGE).clamp(min=1)
+                h = ((heard / size).to(x.dtype) @ self.weight[layer]).to(wide.dtype) * size
+            else:
+                h = heard @ self.weight[layer]
             if self.final_activation or layer + 1 < len(self.schedule):
                 h = F.leaky_relu(h, self.negative_slope)
-        return (wide + h if self.residual else h).to(x.dtype)
+        result = wide + h if self.residual else h
+        return result if autocast else result.to(x.dtype)
 
     def extra_repr(self) -> str:
         """Return the configuration for ``print``."""
@@ -257,10 +277,16 @@ class AverageMessageGCN(nn.Module):
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         """Make room for the adjacency that the checkpoint holds, whatever its layout and number of entries."""
         size, device, dtype = self.num_labels, self.weight.device, self.weight.dtype
-        columns = state_dict.get(f"{prefix}cooccurrence_columns")
-        if f"{prefix}cooccurrence" in state_dict:
+        dense, rows, columns = (state_dict.get(f"{prefix}cooccurrence{part}") for part in ("", "_rows", "_columns"))
+        labels = len(dense) if dense is not None else size if rows is None else len(rows) - 1
+        if labels != size:
+            # Said here, before there is room for a foreign adjacency in place of the own one.
+            errors = args[-1]
+            errors.append(f"size mismatch for {prefix}cooccurrence: expected {size} labels, got {labels}")
+            return
+        if dense is not None:
             self._store(dense=torch.zeros(size, size, device=device, dtype=dtype))
-        elif columns is not None:
+        elif rows is not None and columns is not None:
             rows, entries = (torch.zeros(n, device=device, dtype=torch.int64) for n in (size + 1, len(columns)))
             self._store(sparse=(rows, entries, torch.zeros(len(columns), device=device, dtype=dtype)))
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)

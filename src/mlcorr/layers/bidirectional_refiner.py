@@ -7,7 +7,7 @@ from typing import Literal, TypeAlias
 
 from torch import Tensor, nn
 
-from mlcorr._checks import check_choice, check_floating, check_integer, check_number
+from mlcorr._checks import check_choice, check_floating, check_integer, check_number, check_sequence
 
 RefinementPath: TypeAlias = Literal["representation", "category"]
 _PATHS: tuple[RefinementPath, ...] = ("representation", "category")
@@ -123,8 +123,7 @@ def _perceptron(size: int, hidden: int, dropout: float) -> nn.Sequential:
 
 
 def _check_paths(paths: Sequence[RefinementPath]) -> tuple[RefinementPath, ...]:
-    if isinstance(paths, str):
-        raise TypeError(f"paths: expected a sequence such as ({paths!r},), got the string {paths!r}")
+    paths = check_sequence("paths", paths)
     for path in paths:
         check_choice("paths", path, _PATHS)
     if not paths:

@@ -260,7 +260,8 @@ class SpatialPurifiedAttention(nn.Module):
             tokens = torch.where(valid.unsqueeze(-1), tokens, 0.0)  # 0 · NaN would be NaN in every product
             valid = valid.unsqueeze(1)
         few_labels = self.num_labels < tokens.shape[1]
-        if few_labels and not tokens.is_contiguous():
+        plain = type(self.score) is nn.Linear and not self.score._forward_hooks and not self.score._forward_pre_hooks
+        if few_labels and plain and not tokens.is_contiguous():
             # A map is read as it lies; its copy as tokens would be larger than a score weight for every image.
             scores = torch.baddbmm(
                 self.score.bias.unsqueeze(-1), self.score.weight.expand(tokens.shape[0], -1, -1), tokens.mT

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from mlcorr._checks import check_integer, check_number
+from mlcorr._checks import check_integer, check_number, check_sequence
 from mlcorr._precision import compute_dtype
 from mlcorr.layers import GroupWiseLinear
 from mlcorr.layers.average_message_gcn import AverageMessageGCN, Diagonal, Message
@@ -131,6 +131,8 @@ class OPRL(nn.Module):
             raise ValueError(f"positions: expected in_channels divisible by 4, got {in_channels}")
         self.aux_weight = check_number("aux_weight", aux_weight, minimum=0.0)
 
+        paths = check_sequence("paths", paths)
+
         self.backbone = backbone
         self.encoder = _make_encoder(self.in_channels, encoder_layers, encoder_heads, encoder_width, encoder_dropout)
         self.purification = SpatialPurifiedAttention(self.in_channels, num_labels, dim, tau=tau, top_k=top_k)
@@ -203,7 +205,8 @@ class OPRL(nn.Module):
             tokens = tokens + sine_cosine_positions(height, width, channels, like=tokens)
         # Attention over nothing is 0/0 in some kernels: an image without a valid place attends to all, and is left out
         # later.
-        padding = None if valid is None else ~valid & valid.any(dim=-1, keepdim=True)
+        # PyTorch's attention cannot take a mask of no images.
+        padding = None if valid is None or len(tokens) == 0 else ~valid & valid.any(dim=-1, keepdim=True)
         for layer in self.encoder:
             tokens = layer(tokens, src_key_padding_mask=padding)
         return tokens
