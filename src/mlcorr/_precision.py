@@ -23,6 +23,14 @@ def no_autocast(tensor: torch.Tensor) -> contextlib.AbstractContextManager[objec
     return contextlib.nullcontext()
 
 
+def in_autocast(tensor: torch.Tensor) -> bool:
+    """Return whether autocast is on where ``tensor`` is."""
+    device_type = tensor.device.type
+    # Not all devices know of autocast; older compilers cannot ask which do.
+    known = torch.compiler.is_compiling() or torch.amp.is_autocast_available(device_type)
+    return known and torch.is_autocast_enabled(device_type)
+
+
 def half_difference(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """Return (a − b)/2, which does not overflow."""
     return torch.sub(0.5 * a, b, alpha=0.5)

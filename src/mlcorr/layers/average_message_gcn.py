@@ -19,7 +19,7 @@ from mlcorr._checks import (
     check_sequence,
     check_tensor,
 )
-from mlcorr._precision import compute_dtype, no_autocast
+from mlcorr._precision import compute_dtype, in_autocast, no_autocast
 
 Message: TypeAlias = Literal["cooccurrence", "average"]
 Diagonal: TypeAlias = Literal["one", "zero", "counts"]
@@ -225,7 +225,7 @@ class AverageMessageGCN(nn.Module):
         if not self.schedule:
             return x
         wide = h = x.to(compute_dtype(x))  # sums of messages outgrow half precision
-        autocast = torch.is_autocast_enabled(x.device.type)
+        autocast = in_autocast(x)
         in_half = autocast or x.dtype != wide.dtype
         for layer, message in enumerate(self.schedule):
             with no_autocast(h):
