@@ -3,55 +3,19 @@
 from __future__ import annotations
 
 import itertools
-import runpy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import hypothesis.strategies as st
 import pytest
 import torch
-import triton
 from hypothesis import given, settings
 from torch import Tensor
 
-from mlcorr import MultiOrderDependencyLoss
 from mlcorr.functional import multi_order_dependency_loss
-from mlcorr.ops.norder import availability, closed_form_triton, fused, fused_batch, probabilities_triton, select_backend
-from mlcorr.ops.norder.coefficients import coefficients
+from mlcorr.ops.norder import closed_form_triton
 from mlcorr.systems.mdkd import MDKDObjective
+from tests.ops.kernels import DEVICE, DTYPES, ORDERS, assert_equal, draw, draw_mask, value_and_gradients
 from tests.reference import norder as reference
-
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-ORDERS = {2: 1.0, 3: 0.5, 4: 2.0}
-DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
-
-
-def draw(*shape: int, dtype: torch.dtype = torch.float64, seed: int = 0, scale: float = 3.0) -> list[Tensor]:
-    """Logits of a student and a teacher, leaves both."""
-    generator = torch.Generator().manual_seed(seed)
-    pair = [scale * torch.randn(*shape, generator=generator, dtype=torch.float64) for _ in range(2)]
-    return [x.to(DEVICE, dtype).requires_grad_() for x in pair]
-
-
-def draw_mask(*shape: int, seed: int = 0) -> Tensor:
-    return (torch.rand(*shape, generator=torch.Generator().manual_seed(seed)) < 0.6).to(DEVICE)
-
-
-def value_and_gradients(function: Callable[..., Tensor], *inputs: Tensor) -> list[Tensor]:
-    leaves = [x.detach().clone().requires_grad_() for x in inputs]
-    value = function(*leaves)
-    weights = torch.linspace(0.5, 1.5, max(value.numel(), 1), dtype=torch.float64, device=value.device)
-    return [value.detach(), *torch.autograd.grad((value * weights[: value.numel()].view_as(value)).sum(), leaves)]
-
-
-def assert_equal(actual: list[Tensor], expected: list[Tensor], tolerance: float = 1e-12) -> None:
-    for a, e in zip(actual, expected, strict=True):
-        torch.testing.assert_close(a, e, rtol=tolerance, atol=tolerance)
-
-
-@pytest.fixture(params=[2048, 4], ids=["whole rows", "rows in chunks"])
-def tile(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
-    monkeypatch.setattr(closed_form_triton, "_TILE", request.param)
-    return request.param
 
 
 @pytest.mark.usefixtures("tile")
@@ -324,168 +288,3 @@ def test_memory_is_written_before_it_is_read() -> None:
     finally:
         torch.use_deterministic_algorithms(before)
     assert_equal(poisoned, clean, 0)
-
-
-def test_operators_are_well_registered() -> None:
-    student, teacher = (x.detach() for x in draw(3, 5))
-    mask, target = draw_mask(3, 5), draw_mask(3, 5).long()
-    numbers, operators = (*coefficients(((2, 1.0),), 5), True, True), torch.ops.mlcorr
-    plan = torch.rand(3, 3, dtype=torch.float64, device=DEVICE)
-    terms, statistics = operators.norder_rows(student, teacher, mask, target, plan, *numbers)
-    u, v, sums = operators.norder_centred(student, teacher, statistics, True)
-    differences = torch.rand(2, 4, 4, dtype=torch.float64, device=DEVICE)
-    calls = [
-        (operators.norder_rows, (student, teacher, mask, target, plan, *numbers)),
-        (operators.norder_rows, (student.half(), teacher, None, None, None, *numbers)),
-        (
-            operators.norder_rows_backward,
-            (terms, student, teacher, mask, target, plan, statistics, *numbers, True, False),
-        ),
-        (operators.norder_rows_backward, (terms, student, teacher, None, None, None, statistics, *numbers, True, True)),
-        (operators.norder_centred, (student, teacher, statistics, True)),
-        (operators.norder_batch_gradient, (u, u, v, sums[0], statistics[:, 0], student.half(), True, -1)),
-        (operators.norder_enumerated, (differences, None, 3, 0.2)),
-        (operators.norder_enumerated, (differences, draw_mask(2, 4), 4, 0.2)),
-    ]
-    for operator, arguments in calls:
-        torch.library.opcheck(operator, arguments)
-
-
-@pytest.mark.parametrize("level", ["instance", "batch"])
-@pytest.mark.parametrize("masked", [False, True])
-def test_derivatives(level: str, masked: bool) -> None:
-    pair, target = draw(2, 4, scale=1.0), draw_mask(2, 4)
-    mask = torch.tensor([[True] * 4, [True, False, True, True]], device=DEVICE) if masked else None
-    loss = MultiOrderDependencyLoss({2: 1.0, 3: 0.5}, level=level, backend="closed_form_triton")
-    objective = MDKDObjective({2: 1.0, 3: 0.5}, level="instance", backend="closed_form_triton")
-    for function in (
-        lambda s, t: loss(s, t, mask),
-        lambda s, t: objective(s, t, target, mask),
-    )[: 2 if level == "instance" else 1]:
-        assert torch.autograd.gradcheck(function, pair)
-        assert torch.autograd.gradgradcheck(function, pair)
-
-
-@pytest.mark.parametrize("level", ["instance", "batch", "both"])
-def test_function_transforms(level: str) -> None:
-    student, teacher = (x.detach() for x in draw(3, 5, scale=1.0))
-    many = torch.stack([student, teacher, student - teacher], dim=1)
-    losses = [MultiOrderDependencyLoss(ORDERS, level=level, backend=b) for b in ("closed_form_triton", "closed_form")]
-    for transform in (
-        lambda loss: torch.func.grad(loss)(student, teacher),
-        lambda loss: torch.func.grad(loss, argnums=1)(student, teacher),
-        lambda loss: torch.vmap(loss, in_dims=(1, None))(many, teacher),
-        lambda loss: torch.vmap(torch.func.grad(loss), in_dims=(1, None))(many, teacher),
-        lambda loss: torch.func.grad(lambda x: torch.vmap(loss, in_dims=(1, None))(x, teacher).sum())(many),
-        lambda loss: torch.func.jacrev(torch.func.grad(loss))(student, teacher),
-    ):
-        assert_equal([transform(losses[0])], [transform(losses[1])])
-
-
-@pytest.mark.parametrize("level", ["instance", "batch", "both"])
-def test_compiles_whole(level: str) -> None:
-    objective = MDKDObjective(level=level, backend="closed_form_triton")
-    compiled = torch.compile(objective, fullgraph=True, dynamic=True, backend="aot_eager")
-    for rows in (7, 9):
-        student, teacher = draw(rows, 5, seed=rows)
-        target = draw_mask(rows, 5)
-        for mask in (None, draw_mask(rows, 5, seed=2)):
-            run = [
-                value_and_gradients(lambda s, t, f=f, rest=(target, mask): f(s, t, *rest), student, teacher)
-                for f in (compiled, objective)
-            ]
-            assert_equal(*run)
-
-
-def test_autocast_and_empty_batches() -> None:
-    student, teacher = draw(3, 5, dtype=torch.float32)
-    loss = MultiOrderDependencyLoss(backend="closed_form_triton")
-    with torch.autocast(DEVICE, dtype=torch.bfloat16):
-        inside = value_and_gradients(loss, student, teacher)
-    assert_equal(inside, value_and_gradients(loss, student, teacher), 0)
-    empty = value_and_gradients(loss, *draw(0, 5))
-    assert empty[0] == 0
-    assert empty[1].shape == (0, 5)
-
-
-def test_every_run_gives_the_same_bits() -> None:
-    pair = draw(40, 70, dtype=torch.float32)
-    objective = MDKDObjective(backend="closed_form_triton")
-    target = draw_mask(40, 70)
-    first, again = (value_and_gradients(lambda s, t: objective(s, t, target), *pair) for _ in range(2))
-    assert_equal(first, again, 0)
-
-
-@pytest.mark.usefixtures("tile")
-def test_plain_terms_are_the_kernels_terms() -> None:
-    """What the higher derivatives are taken of."""
-    student, teacher = draw(4, 7)
-    mask, target = draw_mask(4, 7), draw_mask(4, 7, seed=3).long() - draw_mask(4, 7, seed=4).long()
-    plan = torch.rand(4, 3, dtype=torch.float64, device=DEVICE)
-    for logits, chosen, known in ((True, mask, target), (True, None, None), (False, mask, None)):
-        pair = [x if logits else x.detach().sigmoid() for x in (student, teacher)]
-        keywords = {"mask": chosen, "target": known, "logits": logits, "mld": logits}
-        given = (chosen, known, plan, 0.0, 0.0, 0.0, logits, logits)
-        assert_equal(
-            value_and_gradients(lambda s, t, k=keywords: fused.row_terms(s, t, plan, **k).terms, *pair),
-            value_and_gradients(lambda s, t, g=given: fused._plain_terms(s, t, *g), *pair),
-        )
-    plain = fused_batch._plain_loss(student, teacher, *coefficients(((3, 1.0),), 7), True)
-    assert_equal([plain], [fused_batch.batch_loss(student, teacher, coefficients(((3, 1.0),), 7))])
-
-
-def test_ladder() -> None:
-    assert select_backend("instance", batch_size=4).backend == "closed_form"
-    assert select_backend("instance", batch_size=4, device="cuda").backend == "closed_form_triton"
-    assert select_backend("batch", batch_size=4, device="cuda").backend == "closed_form_triton"
-    assert select_backend("batch", batch_size=4, device="cuda", masked=True).backend == "closed_form"
-    assert select_backend("instance", batch_size=4, device="cuda", backend="closed_form").backend == "closed_form"
-    low = {"batch_size": 4, "delta": 0.5, "orders": (2, 5), "device": "cuda"}
-    assert select_backend("instance", **low).backend == "enumeration_triton"
-    assert "order 2 by tail, order 5 by kernel" in select_backend("instance", **low).reason
-    assert "order 5 by 9 samples" in select_backend("instance", samples=9, **low).reason
-    asked = select_backend("instance", **low, backend="enumeration_triton")
-    assert "order 2 by enumeration, order 5 by kernel" in asked.reason
-
-
-def test_what_cannot_run_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    pair = [x.detach().cpu() for x in draw(2, 8)]
-    with pytest.raises(ValueError, match=r"^backend: 'closed_form_triton' .*delta"):
-        multi_order_dependency_loss(*pair, delta=0.5, backend="closed_form_triton")
-    with pytest.raises(ValueError, match=r"^backend: 'enumeration_triton' .*order 7"):
-        multi_order_dependency_loss(*pair, orders=(7,), backend="enumeration_triton")
-    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    for backend in ("closed_form_triton", "enumeration_triton"):
-        with pytest.raises(ValueError, match=rf"^backend: '{backend}' .*CUDA or ROCm.*'cpu'"):
-            multi_order_dependency_loss(*pair, backend=backend)
-
-
-def test_an_old_triton_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(triton, "__version__", "3.1.0")
-    with pytest.raises(ImportError, match=r"3\.2 or later.*3\.1\.0"):
-        runpy.run_path(probabilities_triton.__file__)
-
-
-def test_too_many_sequences_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"^orders: order 6 of 400 labels"):
-        multi_order_dependency_loss(*draw(2, 400), orders=(6,), delta=0.5, backend="enumeration_triton")
-
-
-def test_compiles_where_triton_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The reason is found out before, not by an import that fails while a compiler looks."""
-    monkeypatch.setattr(availability, "ERROR", "ImportError: no triton")
-    compiled = torch.compile(lambda: select_backend("instance", batch_size=4, device="cuda").backend, backend="eager")
-    assert compiled() == "closed_form"
-    pair = draw(2, 8)
-    loss = torch.compile(multi_order_dependency_loss, fullgraph=True, backend="aot_eager")
-    assert loss(*pair).isfinite()
-
-
-def test_without_triton(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever the import raises, ``auto`` does without and an explicit wish says what is missing."""
-    monkeypatch.setattr(availability, "ERROR", "OSError: no libcuda")
-    assert select_backend("instance", batch_size=4, device="cuda").backend == "closed_form"
-    pair = draw(2, 8)
-    assert multi_order_dependency_loss(*pair).isfinite()
-    with pytest.raises(ImportError, match=r"^backend: 'closed_form_triton' needs Triton.*no libcuda.*pip install"):
-        multi_order_dependency_loss(*pair, backend="closed_form_triton")

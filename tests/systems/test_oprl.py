@@ -328,14 +328,32 @@ def test_an_empty_batch(masked: bool) -> None:
     assert loss == 0
 
 
-def test_permuted_labels_and_places() -> None:
-    model = oprl(encoder_dropout=0.0).eval()
+def test_permuted_places() -> None:
+    model = oprl(encoder_dropout=0.0).eval().double()
     order = torch.randperm(12, generator=torch.Generator().manual_seed(0))
     x = torch.randn(2, 12, CHANNELS, dtype=torch.float64)
-    model = model.double()
     plain, permuted = model(x), model(x[:, order])
     torch.testing.assert_close(permuted.logits, plain.logits, rtol=0, atol=1e-12)
     torch.testing.assert_close(permuted.attention, plain.attention[..., order], rtol=0, atol=1e-12)
+
+
+def test_permuted_labels() -> None:
+    model, other = (oprl(cooccurrence=cooccurrence()).eval().double() for _ in range(2))
+    order = torch.randperm(LABELS, generator=torch.Generator().manual_seed(0))
+    state = model.state_dict()
+    for name, value in state.items():
+        if name.startswith(("purification.score.", "classifier.")):
+            state[name] = value[order]
+        elif name == "messages.cooccurrence":
+            state[name] = value[order][:, order]
+        elif ".over_labels.0.weight" in name:
+            state[name] = value[:, order]
+        elif ".over_labels.3." in name:
+            state[name] = value[order]
+    other.load_state_dict(state)
+    x = torch.randn(2, 12, CHANNELS, dtype=torch.float64)
+    for found, expected in zip(other(x)[:4], model(x)[:4], strict=True):
+        torch.testing.assert_close(found, expected[:, order], rtol=0, atol=1e-12)
 
 
 def test_state_dict_round_trip_and_other_numbers_of_labels() -> None:
