@@ -187,7 +187,7 @@ class MDKDObjective(nn.Module):
             dtype = compute_dtype(student, teacher)
             rows = mask.any(dim=-1).sum().clamp(min=1).to(dtype)
             plan = self.dependency_weight * norder.plan_of_rows(mask, settings, dtype)
-        of_rows, _ = norder.row_terms(student, teacher, plan, mask=mask, target=target, mld=True)
+        of_rows = norder.row_terms(student, teacher, plan, mask=mask, target=target, mld=True)
         total = norder.RowTerms(*of_rows.reshape(-1, 4).sum(dim=0).unbind())
         named = {
             "base": total.base / total.known.clamp(min=1) * UNIT,

@@ -210,7 +210,7 @@ def plan_of_rows(mask: Tensor, settings: Settings, dtype: torch.dtype) -> Tensor
 def _rows(pair: _Pair, plan: Coefficients | Tensor, settings: Settings) -> Tensor:
     """Return the loss of every instance, (...,), by the kernels."""
     logits = settings.inputs == "logits"
-    return row_terms(pair.student, pair.teacher, plan, mask=pair.mask, logits=logits).terms[..., 0]
+    return row_terms(pair.student, pair.teacher, plan, mask=pair.mask, logits=logits)[..., 0]
 
 
 def _batch_term(pair: _Pair, settings: Settings, kernel: bool, generator: torch.Generator | None) -> Tensor:

@@ -6,7 +6,7 @@ the kernels in differentiable operations. The batch level is in ``fused_batch.py
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -31,13 +31,6 @@ class RowTerms(NamedTuple):
     mld: Tensor
 
 
-class Rows(NamedTuple):
-    """``terms`` (..., 4) in the order of ``RowTerms``, and ``statistics`` (rows, 8)."""
-
-    terms: Tensor
-    statistics: Tensor
-
-
 def row_terms(
     student: Tensor,
     teacher: Tensor,
@@ -47,8 +40,8 @@ def row_terms(
     target: Tensor | None = None,
     logits: bool = True,
     mld: bool = False,
-) -> Rows:
-    """Return the terms of all rows of student and teacher, (..., C), in one pass.
+) -> Tensor:
+    """Return the terms (..., 4), as in ``RowTerms``, of all rows of student and teacher, (..., C), in one pass.
 
     Args:
         student: logits, or probabilities where not ``logits``; of any floating dtype.
@@ -67,8 +60,8 @@ def row_terms(
         plan = torch.stack(each).expand(*leading, 3)
     per_row = plan.reshape(-1, 3) if isinstance(plan, Tensor) else None
     numbers = (0.0, 0.0, 0.0) if isinstance(plan, Tensor) else tuple(plan)
-    terms, statistics = _Rows.apply(*rows, per_row, *numbers, logits, mld)
-    return Rows(terms.reshape(*leading, 4), statistics)
+    terms, _ = _Rows.apply(*rows, per_row, *numbers, logits, mld)
+    return cast(Tensor, terms.reshape(*leading, 4))
 
 
 class _Rows(torch.autograd.Function):
