@@ -10,7 +10,8 @@ import triton
 
 from mlcorr import MultiOrderDependencyLoss
 from mlcorr.functional import multi_order_dependency_loss
-from mlcorr.ops.norder import availability, fused, fused_batch, probabilities_triton, select_backend
+from mlcorr.ops import availability
+from mlcorr.ops.norder import fused, fused_batch, probabilities_triton, select_backend
 from mlcorr.ops.norder.coefficients import coefficients
 from mlcorr.systems.mdkd import MDKDObjective
 from tests.ops.kernels import DEVICE, ORDERS, assert_equal, draw, draw_mask, value_and_gradients

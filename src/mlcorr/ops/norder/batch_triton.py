@@ -12,7 +12,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mlcorr.ops.norder.launching import BLOCK_OF_ROWS, dense, on_device, stored, strides
+from mlcorr.ops.launching import dense, on_device, stored, strides
+from mlcorr.ops.norder.launching import BLOCK_OF_ROWS
 from mlcorr.ops.norder.probabilities_triton import entries, probabilities, sigmoid
 
 _LABELS = 128  # of a program's tile

@@ -17,7 +17,8 @@ import triton.language as tl
 from torch import Tensor
 
 from mlcorr._precision import compute_dtype
-from mlcorr.ops.norder.launching import UNIT, dense, on_device, readable, stored, strides
+from mlcorr.ops.launching import dense, on_device, readable, stored, strides
+from mlcorr.ops.norder.launching import UNIT
 from mlcorr.ops.norder.probabilities_triton import entries, probabilities
 
 TERMS = 4

@@ -22,8 +22,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from mlcorr.ops.launching import on_device
 from mlcorr.ops.norder import enumeration
-from mlcorr.ops.norder.launching import on_device
 
 # Bytes of the gradients of all programs, unless one for each matrix takes more.
 _SCRATCH = 2**28

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from typing import Final, Literal, NamedTuple, TypeAlias
 
@@ -10,6 +9,7 @@ import torch
 import torch.distributed as dist
 
 from mlcorr._reduction import Reduction
+from mlcorr.ops.launching import have_kernels, require_kernels
 
 Orders: TypeAlias = tuple[tuple[int, float], ...]
 Level: TypeAlias = Literal["instance", "batch", "both"]
@@ -132,35 +132,11 @@ def form_of_order(
 def wants_kernels(settings: Settings, device: torch.device) -> bool:
     """Return whether kernels run where there are some; raise where they were asked for and cannot run."""
     if settings.backend == "auto":
-        return device.type == "cuda" and _triton_error() is None and _is_able(device)
+        return have_kernels(device)
     if not settings.backend.endswith("_triton"):
         return False
-    error = _triton_error()
-    if error is not None:
-        raise ImportError(
-            f"backend: {settings.backend!r} needs Triton, which cannot be imported ({error}); "
-            "pip install 'mlcorr[triton]', or use 'auto'"
-        )
-    if device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
-        raise ValueError(
-            f"backend: {settings.backend!r} needs tensors on a CUDA or ROCm device, got {device.type!r}; use 'auto', "
-            "or set TRITON_INTERPRET=1 before the start to run kernels in Triton's interpreter"
-        )
+    require_kernels(settings.backend, device)
     return True
-
-
-def _triton_error() -> str | None:
-    """Return why kernels cannot be imported, None if they can."""
-    from mlcorr.ops.norder import availability  # imports Triton
-
-    return availability.ERROR
-
-
-def _is_able(device: torch.device) -> bool:
-    """Return whether Triton compiles for a device of type "cuda": AMD's, and NVIDIA's since Volta."""
-    if not torch.cuda.is_available():  # somebody asks about a machine that is not this one
-        return True
-    return torch.version.hip is not None or torch.cuda.get_device_capability(device) >= (7, 0)
 
 
 def _largest_difference(settings: Settings, level: str, batch_size: int) -> int:

@@ -1,13 +1,11 @@
 """The kernels as operators of PyTorch: schemas, shapes (fake kernels) and rules for vmap, free of Triton.
 
-An operator is what ``torch.compile``, CUDA graphs and ``torch.func`` see of a kernel. None has a derivative of its own:
-that is the business of the ``autograd.Function`` above it (``fused.py``, ``enumeration.py``). Triton is imported when
-the first kernel is launched.
+Their derivatives are those of the ``autograd.Function`` above them (``fused.py``, ``enumeration.py``). Triton is
+imported when the first kernel is launched.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,43 +13,10 @@ from torch import Tensor
 
 from mlcorr._precision import compute_dtype
 from mlcorr.ops.norder.launching import BLOCK_OF_ROWS
-
-_LIBRARY = torch.library.Library("mlcorr", "DEF")
+from mlcorr.ops.registration import define_operator
 
 _SETTINGS = "float alpha, float beta, float gamma, bool logits, bool mld"
 _ROWS = "Tensor student, Tensor teacher, Tensor? mask, Tensor? target, Tensor? plan"
-
-
-def _operator(
-    schema: str, kernel: Callable[..., Any], fake: Callable[..., Any], fold: Callable[..., Any] | None = None
-) -> None:
-    """Register ``kernel`` for all devices, ``fake`` for shapes, and a rule of vmap.
-
-    ``fold`` makes of a tensor with one more dimension in front one without, which is undone in the results; without it,
-    the operator is called once for each entry of that dimension.
-    """
-    _LIBRARY.define(schema)
-    name = schema.partition("(")[0]
-    _LIBRARY.impl(name, kernel, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"mlcorr::{name}", fake, lib=_LIBRARY)
-
-    def vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Any, Any]:
-        size, operator = info.batch_size, getattr(torch.ops.mlcorr, name)
-        batched = [
-            arg if not isinstance(arg, Tensor) else arg.expand(size, *arg.shape) if dim is None else arg.movedim(dim, 0)
-            for arg, dim in zip(args, in_dims, strict=True)
-        ]
-        if fold is None:
-            each = [operator(*(x[k] if isinstance(x, Tensor) else x for x in batched)) for k in range(size)]
-            if isinstance(each[0], Tensor):
-                return torch.stack(each), 0
-            return tuple(torch.stack(x) for x in zip(*each, strict=True)), (0,) * len(each[0])
-        outputs = operator(*(fold(x) if isinstance(x, Tensor) else x for x in batched))
-        # What was not asked for is empty and has no such dimension.
-        unfolded = tuple(x.reshape(size, -1, *x.shape[1:]) if x.numel() else x for x in outputs)
-        return unfolded, tuple(0 if x.numel() else None for x in outputs)
-
-    torch.library.register_vmap(f"mlcorr::{name}", vmap, lib=_LIBRARY)
 
 
 def _flatten_rows(x: Tensor) -> Tensor:
@@ -119,26 +84,26 @@ def _enumerated_fake(differences: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
     )
 
 
-_operator(f"norder_rows({_ROWS}, {_SETTINGS}) -> (Tensor, Tensor)", _rows, _rows_fake, _flatten_rows)
-_operator(
+define_operator(f"norder_rows({_ROWS}, {_SETTINGS}) -> (Tensor, Tensor)", _rows, _rows_fake, _flatten_rows)
+define_operator(
     f"norder_rows_backward(Tensor grad_terms, {_ROWS}, Tensor statistics, {_SETTINGS}, "
     "bool to_student, bool to_teacher) -> (Tensor, Tensor)",
     _rows_backward,
     _rows_backward_fake,
     _flatten_rows,
 )
-_operator(
+define_operator(
     "norder_centred(Tensor student, Tensor teacher, Tensor statistics, bool logits) -> (Tensor, Tensor, Tensor)",
     _centred,
     _centred_fake,
 )
-_operator(
+define_operator(
     "norder_batch_gradient(Tensor product, Tensor u, Tensor v, Tensor of_g, Tensor means, Tensor probability, "
     "bool logits, int sign) -> Tensor",
     _batch_gradient,
     _batch_gradient_fake,
 )
-_operator(
+define_operator(
     "norder_enumerated(Tensor differences, Tensor? valid, int order, float delta) -> (Tensor, Tensor)",
     _enumerated,
     _enumerated_fake,
