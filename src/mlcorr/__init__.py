@@ -12,7 +12,13 @@ from mlcorr.layers import (
     PurifiedFeatures,
     SpatialPurifiedAttention,
 )
-from mlcorr.losses import AsymmetricLoss, BinaryCrossEntropyLoss, MLDLoss, MultiOrderDependencyLoss
+from mlcorr.losses import (
+    AsymmetricLoss,
+    BinaryCrossEntropyLoss,
+    DualContrastiveLoss,
+    MLDLoss,
+    MultiOrderDependencyLoss,
+)
 
 __version__ = "0.1.0.dev0"
 
@@ -21,6 +27,7 @@ __all__ = [
     "AverageMessageGCN",
     "BidirectionalRefiner",
     "BinaryCrossEntropyLoss",
+    "DualContrastiveLoss",
     "GroupWiseLinear",
     "LabelCooccurrence",
     "MLDLoss",

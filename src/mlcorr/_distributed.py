@@ -31,9 +31,13 @@ def global_sum(value: Tensor, group: dist.ProcessGroup | None) -> Tensor:
     return value if group is None else cast(Tensor, _GlobalSum.apply(value, group))
 
 
-def gather_rows(value: Tensor, group: dist.ProcessGroup | None) -> Tensor:
-    """Return the rows of all ranks, in the order of ranks; ranks may have different numbers of rows."""
-    return value if group is None else cast(Tensor, _GatherRows.apply(value, group))
+def gather_rows(value: Tensor, group: dist.ProcessGroup | None, *, alike: bool = True) -> Tensor:
+    """Return the rows of all ranks, in the order of ranks; ranks may have different numbers of rows.
+
+    ``alike``: whether every rank forms the same of them, so that a rank's own part of the gradient, times the number
+    of ranks, is all there is; else every rank has its own use for all rows, and their gradient is the sum over ranks.
+    """
+    return value if group is None else cast(Tensor, _GatherRows.apply(value, group, alike))
 
 
 class _GlobalSum(torch.autograd.Function):
@@ -52,10 +56,10 @@ class _GlobalSum(torch.autograd.Function):
 
 class _GatherRows(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, value: Tensor, group: dist.ProcessGroup) -> Tensor:
-        ctx.ranks, rank = dist.get_world_size(group), dist.get_rank(group)
+    def forward(ctx: Any, value: Tensor, group: dist.ProcessGroup, alike: bool) -> Tensor:
+        ranks, rank = dist.get_world_size(group), dist.get_rank(group)
         own = torch.tensor([value.shape[0]], device=value.device)
-        sizes = [torch.zeros_like(own) for _ in range(ctx.ranks)]
+        sizes = [torch.zeros_like(own) for _ in range(ranks)]
         dist.all_gather(sizes, own, group=group)
         rows = torch.cat(sizes).tolist()
         # Collectives want one shape: pad to the longest, and cut again.
@@ -63,10 +67,14 @@ class _GatherRows(torch.autograd.Function):
         padded[: value.shape[0]] = value
         parts = [torch.empty_like(padded) for _ in rows]
         dist.all_gather(parts, padded, group=group)
-        ctx.first, ctx.rows = sum(rows[:rank]), rows[rank]
+        ctx.ranks, ctx.first, ctx.rows, ctx.group, ctx.alike = ranks, sum(rows[:rank]), rows[rank], group, alike
         return torch.cat([part[:count] for part, count in zip(parts, rows, strict=True)])
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return ctx.ranks * grad[ctx.first : ctx.first + ctx.rows], None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        if not ctx.alike:
+            grad = grad.contiguous().clone()
+            dist.all_reduce(grad, group=ctx.group)
+        own = grad[ctx.first : ctx.first + ctx.rows]
+        return ctx.ranks * own if ctx.alike else own, None, None

@@ -7,6 +7,8 @@ from mlcorr.losses.asymmetric import asymmetric_loss
 from mlcorr.losses.binary_cross_entropy import binary_cross_entropy_loss
 from mlcorr.losses.mld import mld_loss
 from mlcorr.losses.multi_order_dependency import multi_order_dependency_loss
+from mlcorr.losses.prototype_contrastive import prototype_contrastive_loss
+from mlcorr.losses.sample_contrastive import sample_contrastive_loss
 
 __all__ = [
     "asymmetric_loss",
@@ -15,7 +17,9 @@ __all__ = [
     "group_wise_linear",
     "mld_loss",
     "multi_order_dependency_loss",
+    "prototype_contrastive_loss",
     "purify",
     "quantile_mask",
+    "sample_contrastive_loss",
     "spatial_aware_logits",
 ]

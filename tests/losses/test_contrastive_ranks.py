@@ -1,0 +1,133 @@
+"""DualContrastiveLoss over real processes: value, gradient and bank of one big batch, and what DDP does to a bank."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from mlcorr import DualContrastiveLoss
+
+LABELS, DIM, STEPS = 3, 4, 3
+CASES = [
+    {"bank": bank, "bank_size": 3, "bank_threshold": 0.5, "max_active": max_active}
+    for bank in (None, "per_label", "global")
+    for max_active in (None, 30)
+]
+
+
+class Model(nn.Module):
+    """Features of labels by one linear layer, and the loss with its prototypes."""
+
+    def __init__(self, case: dict[str, object], group: object) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.linear = nn.Linear(DIM, DIM)
+        self.loss = DualContrastiveLoss(LABELS, DIM, **case, group=group)
+        self.double()
+
+    def forward(self, images: Tensor, targets: Tensor, scores: Tensor) -> Tensor:
+        return self.loss(self.linear(images), targets, scores)
+
+
+def batch(rows: int, step: int) -> tuple[Tensor, Tensor, Tensor]:
+    """A batch in whose first rows nothing is positive, so that a rank may have no active feature."""
+    generator = torch.Generator().manual_seed(100 * step + rows)
+    images = torch.randn(rows, LABELS, DIM, dtype=torch.float64, generator=generator)
+    targets = torch.randint(-1, 2, (rows, LABELS), generator=generator)
+    targets[:2] = targets[:2].clamp(max=0)
+    return images, targets, torch.rand(rows, LABELS, generator=generator)
+
+
+def train(model: nn.Module, sizes: list[int], rank: int | None) -> list[list[Tensor]]:
+    """Return value and gradients of some steps on a rank's rows, or on all."""
+    steps = []
+    for step in range(STEPS):
+        own = slice(None) if rank is None else slice(sum(sizes[:rank]), sum(sizes[: rank + 1]))
+        model.zero_grad()
+        value = model(*(x[own] for x in batch(sum(sizes), step)))
+        value.backward()
+        steps.append([value.detach(), *(p.grad.clone() for p in model.parameters())])
+    return steps
+
+
+def work(rank: int, sizes: list[int], folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=len(sizes))
+    results = []
+    for case in CASES:
+        model = Model(case, dist.group.WORLD)
+        steps = train(DistributedDataParallel(model), sizes, rank)
+        results.append((steps, model.loss.state_dict()))
+    torch.save(results, f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("sizes", [[5, 5], [2, 6], [6, 1], [4, 0, 3]])
+def test_ranks_are_one_big_batch(sizes: list[int], tmp_path: Path) -> None:
+    mp.spawn(work, (sizes, str(tmp_path)), nprocs=len(sizes))
+    ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(len(sizes))]
+    for index, case in enumerate(CASES):
+        model = Model(case, None)
+        expected = train(model, sizes, None)
+        for results in ranks:
+            steps, state = results[index]
+            for actual, truth in zip(steps, expected, strict=True):
+                for a, t in zip(actual, truth, strict=True):
+                    torch.testing.assert_close(a, t, rtol=1e-10, atol=1e-10)
+            for name, value in model.loss.state_dict().items():
+                torch.testing.assert_close(state[name], value, rtol=1e-14, atol=0.0)
+
+
+def count_terms(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    loss = DualContrastiveLoss(LABELS, DIM, max_active=3, group=dist.group.WORLD).double()
+    images, targets, scores = (x[5 * rank : 5 * rank + 5] for x in batch(10, 0))
+    torch.save(loss.terms(images, targets, scores, prototypes=images[0]), f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_counts_are_those_of_all_ranks(tmp_path: Path) -> None:
+    mp.spawn(count_terms, (str(tmp_path),), nprocs=2)
+    ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
+    active = [int((batch(10, 0)[1][5 * rank : 5 * rank + 5] == 1).sum()) for rank in range(2)]
+    assert max(active) > 3
+    for terms in ranks:
+        assert terms["active"] == sum(min(3, number) for number in active)
+        assert terms["dropped"] == sum(max(0, number - 3) for number in active)
+
+
+def broadcast(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    banks = {}
+    for together in (False, True):
+        for broadcast_buffers in (False, True):
+            model = Model({"bank": "per_label", "bank_size": 8}, dist.group.WORLD if together else None)
+            train(DistributedDataParallel(model, broadcast_buffers=broadcast_buffers), [5, 5], rank)
+            banks[f"{together} {broadcast_buffers}"] = model.loss.state_dict()
+    torch.save(banks, f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_what_broadcast_buffers_does_to_a_bank(tmp_path: Path) -> None:
+    """With a group all ranks hold one bank, and broadcasting it changes nothing. Without, it takes rank 0's for all."""
+    mp.spawn(broadcast, (str(tmp_path),), nprocs=2)
+    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
+
+    def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+        return all(torch.equal(value, b[name]) for name, value in a.items() if name.startswith("bank"))
+
+    assert same(first["True True"], second["True True"])
+    assert same(first["True True"], first["True False"])
+    assert same(second["True True"], second["True False"])
+    # On its own, each rank has its own images' features; DDP replaces all but those of the last step by rank 0's.
+    assert not same(first["False False"], second["False False"])
+    assert same(first["False True"], first["False False"])
+    assert not same(second["False True"], second["False False"])
