@@ -12,7 +12,7 @@ _LARGE = 1e15  # beyond, squares of float32 overflow
 
 
 def unit_vectors(z: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return z / max(|z|, 1e-6) along the last dimension, in ``dtype``, which is float32 or float64."""
+    r"""Return z / max(\|z\|, 1e-6) along the last dimension, in ``dtype``, which is float32 or float64."""
     z = widen(z, dtype)
     largest = z.detach().abs().amax(dim=-1, keepdim=True)
     unit = torch.where(largest > _LARGE, largest, 1.0)
