@@ -25,6 +25,7 @@ from rich.table import Table
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from mlcorr.ops.contrast import streamed_triton
 from mlcorr.ops.norder import batch_triton, closed_form_triton, enumeration_triton
 
 TARGETS = {
@@ -47,6 +48,7 @@ class Variant(NamedTuple):
     constants: dict[str, Any]
     num_warps: int
     types: dict[str, str] = {}  # noqa: RUF012
+    aligned: tuple[str, ...] = ()  # arguments that Triton finds divisible by 16
 
     def signature(self) -> dict[str, str]:
         """Return the type of every argument."""
@@ -68,6 +70,11 @@ class Variant(NamedTuple):
             else:
                 types[name] = f"*{computed}"
         return types
+
+    def attributes(self) -> dict[tuple[int], list[list[Any]]]:
+        """Return what is known of arguments beside their types."""
+        places = (self.kernel.arg_names.index(name) for name in self.aligned if name not in self.constants)
+        return {(place,): [["tt.divisibility", 16]] for place in places}
 
 
 _INTEGERS = ("rows", "labels", "chunks", "sign")
@@ -103,6 +110,40 @@ def variants() -> Iterator[Variant]:
             yield Variant(closed_form_triton._combine, "256 chunks", dtype, {"CHUNKS": 256} | plan, 2)
             for order, labels in product(range(3, 7), (80, 1000)):
                 yield _enumeration(order, labels, dtype, computed)
+            yield from _contrast(dtype, computed)
+
+
+def _contrast(dtype: str, computed: torch.dtype) -> Iterator[Variant]:
+    names = ("ROWS", "COLUMNS", "DEPTH")
+    *tile, warps = streamed_triton._PRODUCTS[computed]
+    products = dict(zip(names, tile, strict=True))
+    *tile, gradient_warps = streamed_triton._GRADIENT[computed]
+    gradient = dict(zip(names, tile, strict=True))
+    without = {side: dict.fromkeys((f"{side}_lse", f"{side}_grad", f"{side}_positive")) for side in ("row", "column")}
+    same, other = {"SELF": True}, {"SELF": False}
+    kernel = streamed_triton._sum_statistics
+    no_positives = dict.fromkeys(("positive", "count"))
+    yield _streamed(kernel, "rows with themselves", dtype, products | same, warps)
+    yield _streamed(kernel, "rows with themselves, no positives", dtype, products | same | no_positives, warps)
+    yield _streamed(kernel, "rows with columns", dtype, products | other, warps)
+    kernel = streamed_triton._store_weights
+    yield _streamed(kernel, "rows with themselves", dtype, products | same, warps)
+    yield _streamed(kernel, "rows with columns", dtype, products | other | without["column"], warps)
+    kernel = streamed_triton._sum_gradient
+    for width in (64, streamed_triton._WIDTH[computed])[computed == torch.float64 :]:
+        wide = gradient | {"WIDTH": width}
+        yield _streamed(kernel, f"to rows that are both, {width} wide", dtype, wide | same, gradient_warps)
+        for to, absent in (("rows", "column"), ("columns", "row")):
+            constants = wide | other | without[absent]
+            yield _streamed(kernel, f"to {to}, {width} wide", dtype, constants, gradient_warps)
+
+
+def _streamed(kernel: Any, name: str, dtype: str, constants: dict[str, Any], warps: int) -> Variant:
+    integers = ("row_number", "column_number", "dims", "each", "shift")
+    types = {"rows": f"*{dtype}"} | dict.fromkeys(("row_labels", "column_labels", "count"), "*i64")
+    types |= dict.fromkeys(integers, "i32")
+    aligned = tuple(x for x in kernel.arg_names if x == "dims" or not (x.isupper() or x in integers))
+    return Variant(kernel, name, dtype, constants, warps, types, aligned)
 
 
 def _enumeration(order: int, labels: int, dtype: str, computed: torch.dtype) -> Variant:
@@ -115,7 +156,11 @@ def _enumeration(order: int, labels: int, dtype: str, computed: torch.dtype) -> 
 
 def resources(variant: Variant, target: str) -> dict[str, object]:
     """Compile and return a record."""
-    source = ASTSource(variant.kernel, variant.signature(), variant.constants)
+    if "PRECISION" in variant.kernel.arg_names:
+        tensor_cores = target.startswith("sm_") and variant.dtype == "fp32"
+        constants = variant.constants | {"PRECISION": "tf32x3" if tensor_cores else "ieee"}
+        variant = variant._replace(constants=constants)
+    source = ASTSource(variant.kernel, variant.signature(), variant.constants, variant.attributes())
     compiled = triton.compile(source, target=TARGETS[target], options={"num_warps": variant.num_warps})
     if target.startswith("sm_"):
         with tempfile.NamedTemporaryFile("w", suffix=".ptx") as file:
