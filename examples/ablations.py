@@ -1,4 +1,4 @@
-"""What each part of OPRL adds: ``python -m examples.ablations`` leaves them out one at a time and prints a table."""
+"""What each part of a system adds: ``python -m examples.ablations`` leaves parts out and prints a table."""
 
 from __future__ import annotations
 
@@ -22,23 +22,36 @@ from rich.table import Table
 from examples.distill import versions
 from examples.report import mean_and_error
 from examples.students import default_workers
+from examples.systems import SYSTEMS
 from examples.train import QUICK, Settings, load_data, parse_arguments, start
 from examples.training import SCORES
 
 NUM_SCENES, CANVAS, EPOCHS = (1000, 500, 1000), 32, 15  # little, so that the whole table takes minutes
-BASE = "OPRL"
-ROWS: dict[str, tuple[str, ...]] = {
-    "linear head": ("--linear-head",),
-    BASE: (),
-    "no encoder": ("--no-encoder",),
-    "no auxiliary supervision": ("--no-sas",),
-    "no purification": ("--no-purification",),
-    "messages: none": ("--messages", "none"),
-    "messages: co-occurrence": ("--messages", "cooccurrence"),
-    "messages: average": ("--messages", "average"),
-    "refinement: none": ("--paths", "none"),
-    "refinement: representation": ("--paths", "representation"),
-    "refinement: category": ("--paths", "category"),
+ROWS: dict[str, dict[str, tuple[str, ...]]] = {  # of each system, one of them the whole by its title
+    "oprl": {
+        "linear head": ("--linear-head",),
+        "OPRL": (),
+        "no encoder": ("--no-encoder",),
+        "no auxiliary supervision": ("--no-sas",),
+        "no purification": ("--no-purification",),
+        "messages: none": ("--messages", "none"),
+        "messages: co-occurrence": ("--messages", "cooccurrence"),
+        "messages: average": ("--messages", "average"),
+        "refinement: none": ("--paths", "none"),
+        "refinement: representation": ("--paths", "representation"),
+        "refinement: category": ("--paths", "category"),
+    },
+    "sadcl": {
+        "linear head": ("--linear-head",),
+        "SADCL": (),
+        "no encoder": ("--no-encoder",),
+        "no contrast": ("--no-s2s", "--no-p2s"),
+        "no S2S": ("--no-s2s",),
+        "no P2S": ("--no-p2s",),
+        "memory: none": ("--bank", "none"),
+        "memory: global": ("--bank", "global"),
+        "no stage one": ("--stage-one", "0"),
+    },
 }
 
 Runs = dict[str, list[dict[str, dict[str, float]]]]  # row → for every seed: "raw" and "ema" → score → value
@@ -46,7 +59,7 @@ Runs = dict[str, list[dict[str, dict[str, float]]]]  # row → for every seed: "
 
 def settings_of(row: str, seed: int, base: Settings) -> Settings:
     """Return the settings of a row of the table."""
-    options, system_options = parse_arguments(["--system", "oprl", *ROWS[row]])
+    options, system_options = parse_arguments(["--system", base.system, *ROWS[base.system][row]])
     return replace(base, seed=seed, linear_head=options.linear_head, system_options=system_options)
 
 
@@ -73,17 +86,17 @@ def train_rows(
             pool.shutdown(cancel_futures=True)
 
 
-def summarise(runs: Runs) -> dict[str, dict[str, Any]]:
-    """Return for every row its scores of the averaged weights, and the difference to the whole, seed by seed."""
+def summarise(runs: Runs, whole: str) -> dict[str, dict[str, Any]]:
+    """Return for every row its scores of the averaged weights, and the difference to row ``whole``, seed by seed."""
     summary = {}
     for row, own in runs.items():
         scores: dict[str, Any] = {name: mean_and_error([run["ema"][name] for run in own]) for name in SCORES}
-        gains = [run["ema"]["mAP"] - whole["ema"]["mAP"] for run, whole in zip(own, runs[BASE], strict=True)]
-        summary[row] = scores | {"mAP - OPRL": mean_and_error(gains)}
+        gains = [run["ema"]["mAP"] - other["ema"]["mAP"] for run, other in zip(own, runs[whole], strict=True)]
+        summary[row] = scores | {f"mAP - {whole}": mean_and_error(gains)}
     return summary
 
 
-def table_of(summary: dict[str, dict[str, Any]], *, title: str, plain: bool) -> Table:
+def table_of(summary: dict[str, dict[str, Any]], whole: str, *, title: str, plain: bool) -> Table:
     """Return the summary as a table, in percent."""
 
     def percent(value: dict[str, float | None], spread: str, sign: str = "") -> str:
@@ -92,10 +105,10 @@ def table_of(summary: dict[str, dict[str, Any]], *, title: str, plain: bool) -> 
 
     table = Table(title=title, box=box.ASCII if plain else box.ROUNDED, title_justify="left")
     table.add_column("setting", no_wrap=True)
-    for name in (*SCORES, "mAP - OPRL"):
+    for name in (*SCORES, f"mAP - {whole}"):
         table.add_column(name, justify="right", no_wrap=True)
     for row, values in summary.items():
-        gain = "" if row == BASE else percent(values["mAP - OPRL"], "se", "+")
+        gain = "" if row == whole else percent(values[f"mAP - {whole}"], "se", "+")
         table.add_row(row, *(percent(values[name], "sd") for name in SCORES), gain)
     return table
 
@@ -104,6 +117,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Train all rows and print the table."""
     started = time.perf_counter()
     parser = argparse.ArgumentParser(prog="python -m examples.ablations", description=__doc__)
+    parser.add_argument("--system", choices=ROWS, default="oprl", help="default: %(default)s")
     parser.add_argument("--data", metavar="FILE.npz", help="arrays images and labels (default: scenes of digits)")
     parser.add_argument("--seeds", type=int, default=3, help="runs a row (default: %(default)s)")
     parser.add_argument("--epochs", type=int, default=EPOCHS, help="default: %(default)s")
@@ -114,7 +128,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for name in ("seeds", "epochs", "workers"):
         if getattr(options, name) < 1:
             parser.error(f"--{name}: expected at least 1, got {getattr(options, name)}")
-    base = Settings("oprl", data=options.data, num_scenes=NUM_SCENES, canvas=CANVAS, epochs=options.epochs)
+    rows, whole = ROWS[options.system], SYSTEMS[options.system].title
+    base = Settings(options.system, data=options.data, num_scenes=NUM_SCENES, canvas=CANVAS, epochs=options.epochs)
     base = replace(base, **QUICK) if options.quick else base
     try:
         data = load_data(base)
@@ -124,17 +139,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     console = Console()
     if not console.is_terminal:
         console = Console(width=140)
-    runs: Runs = {row: [{}] * options.seeds for row in ROWS}
+    runs: Runs = {row: [{}] * options.seeds for row in rows}
     columns = (TextColumn("{task.description:<44}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console) as progress:
-        bar = progress.add_task("runs", total=len(ROWS) * options.seeds)
-        for row, seed, scores in train_rows(list(ROWS), range(options.seeds), base, workers=options.workers):
+        bar = progress.add_task("runs", total=len(rows) * options.seeds)
+        for row, seed, scores in train_rows(list(rows), range(options.seeds), base, workers=options.workers):
             runs[row][seed] = scores
             progress.update(bar, advance=1, description=f"{row} (mAP {100 * scores['ema']['mAP']:.1f})")
 
-    summary, seconds = summarise(runs), round(time.perf_counter() - started, 1)
+    summary, seconds = summarise(runs, whole), round(time.perf_counter() - started, 1)
     title = f"{data.name}: averaged weights, mean ± sd of {options.seeds} seeds, paired difference ± standard error, %"
-    console.print(table_of(summary, title=title, plain=not console.is_terminal))
+    console.print(table_of(summary, whole, title=title, plain=not console.is_terminal))
     options.output.mkdir(parents=True, exist_ok=True)
     results = {"settings": asdict(base), "versions": versions(), "runs": runs, "summary": summary, "seconds": seconds}
     text = json.dumps(results, indent=1, allow_nan=False)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,10 @@ from examples.data import Dataset, Split
 from examples.training import score
 
 EMA_DECAY = 0.9997
+
+
+# From the model, the data, the number of epochs done and that of all epochs.
+BeforeEpoch = Callable[[nn.Module, Dataset, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -52,12 +56,27 @@ class Training:
         seed: of the order of the samples, their augmentation, and dropout.
         amp: whether the forward pass runs in bfloat16 where autocast thinks it safe.
         compiled: whether the forward pass is compiled.
+        before_epoch: what prepares the model for each epoch, from the number of epochs done alone.
+        not_averaged: beginnings of names of buffers that the average of weights copies, such as those of a memory.
     """
 
     def __init__(
-        self, model: nn.Module, data: Dataset, recipe: Recipe, *, seed: int, amp: bool = False, compiled: bool = False
+        self,
+        model: nn.Module,
+        data: Dataset,
+        recipe: Recipe,
+        *,
+        seed: int,
+        amp: bool = False,
+        compiled: bool = False,
+        before_epoch: BeforeEpoch | None = None,
+        not_averaged: Sequence[str] = (),
     ) -> None:
         self.model, self.data, self.recipe, self.amp = model, data, recipe, amp
+        self.before_epoch = before_epoch
+        self.not_averaged = [
+            name for name, _ in model.named_buffers() if any(name.startswith(prefix) for prefix in not_averaged)
+        ]
         self.device = data.train.targets.device
         self.batch_size = min(recipe.batch_size, len(data.train))
         self.batches = len(data.train) // self.batch_size  # of one size; an epoch's last, odd samples are left out
@@ -79,6 +98,8 @@ class Training:
     def train_epoch(self, on_batch: Callable[[], None] = lambda: None) -> float:
         """Train for one epoch and return its mean loss."""
         train, total = self.data.train, 0.0
+        if self.before_epoch is not None:  # the number of epochs done, which a resumed schedule knows
+            self.before_epoch(self.model, self.data, self.schedule.last_epoch // self.batches, self.recipe.epochs)
         self.model.train()
         order = torch.randperm(len(train), generator=self.draws)[: self.batches * self.batch_size]
         for rows in order.to(self.device).split(self.batch_size):
@@ -89,10 +110,15 @@ class Training:
             loss.backward()
             self.optimizer.step()
             self.schedule.step()
-            self.average.update_parameters(self.model)
+            self._update_average()
             total = total + loss.detach()
             on_batch()
         return float(total) / self.batches
+
+    def _update_average(self) -> None:
+        self.average.update_parameters(self.model)
+        for name in self.not_averaged:
+            self.average.module.get_buffer(name).copy_(self.model.get_buffer(name))
 
     def run_epoch(self, on_batch: Callable[[], None] = lambda: None) -> dict[str, Any]:
         """Train for one epoch, and return and remember its loss and the scores after it."""

@@ -1,4 +1,4 @@
-"""Train a whole system on images: ``python -m examples.train --system oprl``."""
+"""Train a whole system on images: ``python -m examples.train --system oprl`` or ``--system sadcl``."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ import json
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from torch import nn
 
 from examples.augment import Augmentation
 from examples.checkpoint import load_checkpoint, save_checkpoint
@@ -107,13 +109,21 @@ def load_data(settings: Settings) -> Dataset:
     return data
 
 
+def build(settings: Settings, data: Dataset) -> nn.Module:
+    """Return the model with its first weights, which the seed decides, where ``data`` lies."""
+    torch.manual_seed(settings.seed)
+    system = SYSTEMS[settings.system]
+    model = build_linear_head(data, system) if settings.linear_head else system.build(data, settings.system_options)
+    return model.to(data.train.targets.device)
+
+
 def start(settings: Settings, data: Dataset, *, compiled: bool = False) -> Training:
     """Return an untrained system, ready to train on ``data``, which lies on the device to train on."""
-    torch.manual_seed(settings.seed)
-    if settings.linear_head:
-        model = build_linear_head(data)
-    else:
-        model = SYSTEMS[settings.system].build(data, settings.system_options)
+    system, hooks = SYSTEMS[settings.system], {}
+    if not settings.linear_head:
+        prepare = partial(system.before_epoch, settings.system_options) if system.before_epoch else None
+        hooks = {"before_epoch": prepare, "not_averaged": system.not_averaged}
+    model = build(settings, data)
     # A mirrored digit is another sign; a mirrored photograph is a photograph.
     augmentation = Augmentation(settings.shift, settings.erase, mirror=settings.data is not None)
     recipe = Recipe(
@@ -124,8 +134,7 @@ def start(settings: Settings, data: Dataset, *, compiled: bool = False) -> Train
         settings.warm_up,
         augmentation,
     )
-    device = data.train.targets.device
-    return Training(model.to(device), data, recipe, seed=settings.seed, amp=settings.amp, compiled=compiled)
+    return Training(model, data, recipe, seed=settings.seed, amp=settings.amp, compiled=compiled, **hooks)
 
 
 def resume(training: Training, settings: Settings, path: Path) -> None:
@@ -229,7 +238,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
 
     if not settings.linear_head:
-        SYSTEMS[settings.system].draw(training.average.module, data, folder)
+        SYSTEMS[settings.system].draw(training.average.module, build(settings, data), data, folder)
     seconds = round(time.perf_counter() - started, 1)
     results = {
         "settings": asdict(settings),

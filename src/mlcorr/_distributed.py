@@ -6,7 +6,8 @@ so that the mean over ranks which DistributedDataParallel takes is the gradient 
 
 from __future__ import annotations
 
-from typing import Any, cast
+import copy
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -24,6 +25,18 @@ def check_group(name: str, group: object) -> dist.ProcessGroup | None:
             "torch.distributed.group.WORLD is the group of all processes, once init_process_group was called"
         )
     return group
+
+
+_Module = TypeVar("_Module", bound=torch.nn.Module)
+
+
+def copy_sharing_group(module: _Module, group: dist.ProcessGroup | None, memo: dict[int, Any]) -> _Module:
+    """Return what ``copy.deepcopy`` would, with the same process group: one cannot be copied."""
+    memo[id(group)] = group
+    copied = type(module).__new__(type(module))
+    memo[id(module)] = copied
+    copied.__dict__.update(copy.deepcopy(module.__dict__, memo))
+    return copied
 
 
 def global_sum(value: Tensor, group: dist.ProcessGroup | None) -> Tensor:

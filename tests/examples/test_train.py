@@ -15,6 +15,7 @@ from examples.data import CANVAS, digit_scenes
 from examples.fit import average_of_weights
 from examples.models import make_backbone
 from examples.training import SCORES
+from tests.examples.runs import assert_equal, log_of, state_of
 
 TINY = {"num_scenes": (64, 20, 20), "canvas": 24, "epochs": 3, "batch_size": 32}
 
@@ -23,43 +24,6 @@ TINY = {"num_scenes": (64, 20, 20), "canvas": 24, "epochs": 3, "batch_size": 32}
 def tiny(monkeypatch):
     monkeypatch.setattr(train, "QUICK", TINY)
     return ["--system", "oprl", "--quick"]
-
-
-@pytest.fixture
-def image_file(tmp_path):
-    rng = np.random.default_rng(0)
-    labels = rng.integers(0, 2, (60, 3)).astype(np.int8)
-    labels[2, 1] = labels[55, 0] = -1
-    images = rng.integers(0, 100, (60, 20, 28, 3)).astype(np.uint8)
-    for label in range(3):
-        images[labels[:, label] == 1, 4:12, 8 * label : 8 * label + 8, label] += 120
-    np.savez(tmp_path / "some.npz", labels=labels, images=images, split=np.arange(60) // 48)
-    return str(tmp_path / "some.npz")
-
-
-def log_of(folder):
-    return [json.loads(line) for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]
-
-
-def state_of(folder):
-    return load_checkpoint(folder / "checkpoint.pt")["training"]
-
-
-def assert_equal(one, other):
-    """Compare nested states bit for bit."""
-    assert type(one) is type(other)
-    if isinstance(one, torch.Tensor):
-        assert torch.equal(one, other)
-    elif isinstance(one, dict):
-        assert one.keys() == other.keys()
-        for key in one:
-            assert_equal(one[key], other[key])
-    elif isinstance(one, (list, tuple)):
-        assert len(one) == len(other)
-        for left, right in zip(one, other, strict=True):
-            assert_equal(left, right)
-    else:
-        assert one == other
 
 
 def test_quick_run_writes_log_results_checkpoint_and_picture(tmp_path, capsys):
@@ -278,8 +242,8 @@ def test_predicted_labels_are_the_most_probable_ones():
 
 
 def test_ablations_print_a_table_with_every_row(tmp_path, monkeypatch, capsys):
-    rows = {name: ablations.ROWS[name] for name in ("linear head", "OPRL", "messages: none")}
-    monkeypatch.setattr(ablations, "ROWS", rows)
+    rows = {name: ablations.ROWS["oprl"][name] for name in ("linear head", "OPRL", "messages: none")}
+    monkeypatch.setattr(ablations, "ROWS", {"oprl": rows})
     monkeypatch.setattr(ablations, "QUICK", TINY | {"epochs": 1})
     ablations.main(["--quick", "--seeds", "2", "--workers", "1", "--output", str(tmp_path)])
     results = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
@@ -294,14 +258,16 @@ def test_ablations_print_a_table_with_every_row(tmp_path, monkeypatch, capsys):
     assert results["summary"]["linear head"]["mAP - OPRL"]["mean"] != 0
 
 
-def test_every_ablation_changes_one_thing():
-    base = train.Settings("oprl")
-    whole = ablations.settings_of("OPRL", 3, base)
+@pytest.mark.parametrize(("system", "title"), [("oprl", "OPRL"), ("sadcl", "SADCL")])
+def test_every_ablation_changes_one_thing(system, title):
+    base = train.Settings(system)
+    whole = ablations.settings_of(title, 3, base)
     assert whole.seed == 3
     seen = []
-    for row in ablations.ROWS:
+    for row in ablations.ROWS[system]:
         settings = ablations.settings_of(row, 3, base)
         changed = {key: value for key, value in settings.system_options.items() if whole.system_options[key] != value}
-        assert len(changed) + settings.linear_head == (row != "OPRL")
+        both = row == "no contrast"  # which leaves out S2S and P2S
+        assert len(changed) + settings.linear_head == (row != title) + both
         seen.append((settings.linear_head, json.dumps(changed)))
-    assert len(set(seen)) == len(ablations.ROWS)
+    assert len(set(seen)) == len(ablations.ROWS[system])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import pytest
@@ -89,6 +90,7 @@ def count_terms(rank: int, folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
     loss = DualContrastiveLoss(LABELS, DIM, max_active=3, group=dist.group.WORLD).double()
     images, targets, scores = (x[5 * rank : 5 * rank + 5] for x in batch(10, 0))
+    loss = copy.deepcopy(loss)  # as an average of weights does; the group is shared
     torch.save(loss.terms(images, targets, scores, prototypes=images[0]), f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 

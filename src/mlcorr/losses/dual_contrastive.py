@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from mlcorr._checks import check_choice, check_floating, check_integer, check_number, check_same
-from mlcorr._distributed import check_group, gather_rows, global_sum
+from mlcorr._distributed import check_group, copy_sharing_group, gather_rows, global_sum
 from mlcorr._precision import compute_dtype, widen
 from mlcorr.losses.memory_bank import GlobalMemoryBank, MemoryBank, PerLabelMemoryBank
 from mlcorr.losses.prototype_contrastive import (
@@ -243,6 +243,9 @@ class DualContrastiveLoss(nn.Module):
         if self.steps.device != z.device:
             raise ValueError(f"z: expected the device of the loss, {self.steps.device}, got {z.device}")
         return prototypes
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> DualContrastiveLoss:
+        return copy_sharing_group(self, self.group, memo)
 
     def extra_repr(self) -> str:
         """Return the configuration for ``print``."""

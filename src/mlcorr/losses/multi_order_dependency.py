@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from mlcorr._checks import check_choice, check_floating, check_integer, check_mask, check_number, check_same
-from mlcorr._distributed import check_group
+from mlcorr._distributed import check_group, copy_sharing_group
 from mlcorr._precision import compute_dtype
 from mlcorr._reduction import REDUCTIONS, Reduction
 from mlcorr.ops import norder
@@ -165,6 +166,9 @@ class MultiOrderDependencyLoss(nn.Module):
     ) -> dict[str, Tensor]:
         """Return the reduced summands by name, "instance" and "batch" (those of the level), of one pass."""
         return _terms(student, teacher, mask, self.settings, generator)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> MultiOrderDependencyLoss:
+        return copy_sharing_group(self, self.settings.group, memo)
 
     def extra_repr(self) -> str:
         """Return the settings for ``print``."""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from mlcorr._checks import check_mask, check_number
+from mlcorr._distributed import copy_sharing_group
 from mlcorr._precision import compute_dtype
 from mlcorr._targets import check_target, split_target
 from mlcorr.losses.binary_cross_entropy import BinaryCrossEntropyLoss
@@ -226,6 +228,9 @@ class MDKDObjective(nn.Module):
             dependency = norder.dependency_terms(student, teacher, mask, settings)
             named["batch"] = self.dependency_weight * dependency["batch"]
         return named
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> MDKDObjective:
+        return copy_sharing_group(self, self._settings.group, memo)
 
     def extra_repr(self) -> str:
         """Return the configuration for ``print``."""

@@ -13,9 +13,10 @@ from mlcorr._precision import compute_dtype
 from mlcorr.layers import GroupWiseLinear
 from mlcorr.layers.average_message_gcn import AverageMessageGCN, Diagonal, Message
 from mlcorr.layers.bidirectional_refiner import BidirectionalRefiner, RefinementPath
-from mlcorr.layers.spatial_purified_attention import SpatialPurifiedAttention, check_valid
+from mlcorr.layers.spatial_purified_attention import SpatialPurifiedAttention
 from mlcorr.losses.asymmetric import AsymmetricLoss
 from mlcorr.systems._positions import sine_cosine_positions
+from mlcorr.systems._tokens import attention_padding, tokens_of
 
 
 class OPRLOutput(NamedTuple):
@@ -186,27 +187,12 @@ class OPRL(nn.Module):
 
     def _tokens(self, features: Tensor, valid: Tensor | None) -> Tensor:
         """Return encoded tokens (B, N, D) of a map or of tokens."""
-        if not isinstance(features, Tensor) or features.dim() not in (3, 4):
-            found = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
-            raise ValueError(f"backbone: expected a map (B, D, H, W) or tokens (B, N, D) from it, got {found}")
-        channels = features.shape[1] if features.dim() == 4 else features.shape[2]
-        if channels != self.in_channels:
-            raise ValueError(
-                f"in_channels: expected the backbone's number of channels, {channels}, got {self.in_channels}"
-            )
-        tokens = features.flatten(2).transpose(1, 2) if features.dim() == 4 else features
-        if valid is not None:
-            check_valid(valid, tokens)
-            tokens = torch.where(valid.unsqueeze(-1), tokens, 0.0)  # a NaN in the padding would spread
+        tokens, size = tokens_of(features, self.in_channels, valid)
         if self.positions:
-            if features.dim() != 4:
+            if size is None:
                 raise ValueError("positions: expected a map (B, D, H, W) from the backbone, got tokens without places")
-            height, width = features.shape[2:]
-            tokens = tokens + sine_cosine_positions(height, width, channels, like=tokens)
-        # Attention over nothing is 0/0 in some kernels: an image without a valid place attends to all, and is left out
-        # later.
-        # PyTorch's attention cannot take a mask of no images.
-        padding = None if valid is None or len(tokens) == 0 else ~valid & valid.any(dim=-1, keepdim=True)
+            tokens = tokens + sine_cosine_positions(*size, self.in_channels, like=tokens)
+        padding = attention_padding(valid)  # an image without a valid place is left out later
         for layer in self.encoder:
             tokens = layer(tokens, src_key_padding_mask=padding)
         return tokens

@@ -1,0 +1,34 @@
+"""What a backbone returns, as tokens: a feature map is a row of tokens too."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mlcorr.layers.spatial_purified_attention import check_valid
+
+
+def tokens_of(features: object, in_channels: int, valid: Tensor | None = None) -> tuple[Tensor, tuple[int, int] | None]:
+    """Return tokens (B, N, D) of a map (B, D, H, W) or of tokens, and (H, W), which is None where there is no map.
+
+    Places outside ``valid``, boolean (B, N), become 0.
+    """
+    if not isinstance(features, Tensor) or features.dim() not in (3, 4):
+        found = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
+        raise ValueError(f"backbone: expected a map (B, D, H, W) or tokens (B, N, D) from it, got {found}")
+    is_map = features.dim() == 4
+    channels = features.shape[1] if is_map else features.shape[2]
+    if channels != in_channels:
+        raise ValueError(f"in_channels: expected the backbone's number of channels, {channels}, got {in_channels}")
+    tokens = features.flatten(2).transpose(1, 2) if is_map else features
+    if valid is not None:
+        check_valid(valid, tokens)
+        tokens = torch.where(valid.unsqueeze(-1), tokens, 0.0)  # a NaN in the padding would spread
+    return tokens, (features.shape[2], features.shape[3]) if is_map else None
+
+
+def attention_padding(valid: Tensor | None) -> Tensor | None:
+    """Return which places (B, N) attention leaves out, None for none of them."""
+    # Attention over nothing is 0/0 in some kernels: an image without a valid place attends to all.
+    # PyTorch's attention cannot take a mask of no images.
+    return None if valid is None or valid.shape[0] == 0 else ~valid & valid.any(dim=-1, keepdim=True)
