@@ -12,7 +12,6 @@ from typing import Any, TypeVar, cast
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 
 def check_group(name: str, group: object) -> dist.ProcessGroup | None:
@@ -62,8 +61,8 @@ class _GlobalSum(torch.autograd.Function):
         return total
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        _refuse_second_derivative(grad)
         return ctx.ranks * grad, None
 
 
@@ -84,10 +83,15 @@ class _GatherRows(torch.autograd.Function):
         return torch.cat([part[:count] for part, count in zip(parts, rows, strict=True)])
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        _refuse_second_derivative(grad)
         if not ctx.alike:
             grad = grad.contiguous().clone()
             dist.all_reduce(grad, group=ctx.group)
         own = grad[ctx.first : ctx.first + ctx.rows]
         return ctx.ranks * own if ctx.alike else own, None, None
+
+
+def _refuse_second_derivative(grad: Tensor) -> None:
+    if torch.is_grad_enabled() and grad.requires_grad:
+        raise RuntimeError("group: expected no second derivatives over the processes of a group; there are none")

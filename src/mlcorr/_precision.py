@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from typing import Any, cast
 
 import torch
-from torch import Tensor
-
-from mlcorr._autograd import fixed_signature
 
 
 def compute_dtype(*tensors: torch.Tensor) -> torch.dtype:
@@ -38,26 +34,3 @@ def in_autocast(tensor: torch.Tensor) -> bool:
 def half_difference(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """Return (a − b)/2, which does not overflow."""
     return torch.sub(0.5 * a, b, alpha=0.5)
-
-
-def widen(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return ``x`` in ``dtype``; a gradient too large for a float16 ``x`` comes back as the largest it can hold."""
-    return cast(Tensor, _Widen.apply(x, dtype)) if x.dtype == torch.float16 else x.to(dtype)
-
-
-class _Widen(torch.autograd.Function):
-    generate_vmap_rule = True
-
-    @staticmethod
-    @fixed_signature
-    def forward(x: Tensor, dtype: torch.dtype) -> Tensor:
-        return x.to(dtype)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG004
-        ctx.narrow = inputs[0].dtype
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> tuple[Tensor, None]:
-        largest = torch.finfo(ctx.narrow).max
-        return grads[0].clamp(-largest, largest).to(ctx.narrow), None

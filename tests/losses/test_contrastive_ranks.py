@@ -20,6 +20,8 @@ CASES = [
     for bank in (None, "per_label", "global")
     for max_active in (None, 30)
 ]
+HALF = len(CASES)  # of float16 features, as under autocast
+CASES.append({"bank": "per_label", "bank_size": 3, "bank_warmup_steps": 1})
 
 
 class Model(nn.Module):
@@ -28,12 +30,14 @@ class Model(nn.Module):
     def __init__(self, case: dict[str, object], group: object) -> None:
         super().__init__()
         torch.manual_seed(0)
+        self.half_features = case is CASES[HALF]
         self.linear = nn.Linear(DIM, DIM)
         self.loss = DualContrastiveLoss(LABELS, DIM, **case, group=group)
         self.double()
 
     def forward(self, images: Tensor, targets: Tensor, scores: Tensor) -> Tensor:
-        return self.loss(self.linear(images), targets, scores)
+        features = self.linear(images)
+        return self.loss(features.half() if self.half_features else features, targets, scores)
 
 
 def batch(rows: int, step: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -79,8 +83,9 @@ def test_ranks_are_one_big_batch(sizes: list[int], tmp_path: Path) -> None:
         for results in ranks:
             steps, state = results[index]
             for actual, truth in zip(steps, expected, strict=True):
+                tolerance = 2e-3 if index == HALF else 1e-10
                 for a, t in zip(actual, truth, strict=True):
-                    torch.testing.assert_close(a, t, rtol=1e-10, atol=1e-10)
+                    torch.testing.assert_close(a, t, rtol=tolerance, atol=tolerance * max(1.0, float(t.abs().max())))
             for name, value in model.loss.state_dict().items():
                 torch.testing.assert_close(state[name], value, rtol=1e-14, atol=0.0)
 
@@ -91,8 +96,17 @@ def count_terms(rank: int, folder: str) -> None:
     loss = DualContrastiveLoss(LABELS, DIM, max_active=3, group=dist.group.WORLD).double()
     images, targets, scores = (x[5 * rank : 5 * rank + 5] for x in batch(10, 0))
     loss = copy.deepcopy(loss)  # as an average of weights does; the group is shared
-    torch.save(loss.terms(images, targets, scores, prototypes=images[0]), f"{folder}/{rank}.pt")
+    images.requires_grad_()
+    terms = loss.terms(images, targets, scores, prototypes=prototypes())
+    for name in ("sample", "prototype"):
+        with pytest.raises(RuntimeError, match="no second derivatives over the processes of a group"):
+            torch.autograd.grad(terms[name], images, create_graph=True)
+    torch.save({name: term.detach() for name, term in terms.items()}, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
+
+
+def prototypes() -> Tensor:
+    return torch.linspace(-1, 1, LABELS * DIM, dtype=torch.float64).view(LABELS, DIM)
 
 
 def test_counts_are_those_of_all_ranks(tmp_path: Path) -> None:
@@ -103,6 +117,19 @@ def test_counts_are_those_of_all_ranks(tmp_path: Path) -> None:
     for terms in ranks:
         assert terms["active"] == sum(min(3, number) for number in active)
         assert terms["dropped"] == sum(max(0, number - 3) for number in active)
+        alone = DualContrastiveLoss(LABELS, DIM, bank=None).double()
+        images, targets, _ = batch(10, 0)
+        classes = alone.terms(images, targets, prototypes=prototypes())
+        assert terms["classes"] == classes["classes"]
+        torch.testing.assert_close(terms["prototype"], classes["prototype"])
+        # S2S is that of each rank's first three active features.
+        places = [
+            (targets[5 * rank : 5 * rank + 5] == 1).nonzero()[:3] + torch.tensor([5 * rank, 0]) for rank in (0, 1)
+        ]
+        kept = torch.zeros_like(targets).index_put(tuple(torch.cat(places).T), torch.tensor(1))
+        sample = alone.terms(images, kept, prototypes=prototypes())
+        assert terms["anchors"] == sample["anchors"] > 0
+        torch.testing.assert_close(terms["sample"], sample["sample"])
 
 
 def broadcast(rank: int, folder: str) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from mlcorr import DualContrastiveLoss
 from mlcorr.functional import prototype_contrastive_loss, sample_contrastive_loss
+from tests.losses.compilers import need_compiler
 from tests.reference import contrast as reference
 
 LABELS, DIM = 3, 4
@@ -225,6 +226,39 @@ def test_half_precision_in_and_under_autocast(bank: str | None, dtype: torch.dty
         torch.testing.assert_close(of.double(), of_truth, rtol=epsilon, atol=epsilon * of_truth.abs().max().item())
 
 
+@pytest.mark.parametrize("temperature", [0.01, 0.2])
+@pytest.mark.parametrize("size", [0.0, 1e-7, 1e-4])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_next_to_nothing_in_half_precision_has_finite_gradients(
+    dtype: torch.dtype, size: float, temperature: float
+) -> None:
+    for seed in range(5):
+        z, targets, scores = draw(6, seed=seed)
+        z = (z.detach() * size).to(dtype).requires_grad_()
+        loss = DualContrastiveLoss(LABELS, DIM, temperature=temperature)
+        for _ in range(2):  # then with a bank of such
+            gradients = torch.autograd.grad(loss(z, targets, scores), (z, loss.prototypes))
+            assert all(gradient.isfinite().all() for gradient in gradients)
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+def test_compiles_whole_in_autocast_and_out_of_it(backend: str) -> None:
+    need_compiler(backend)
+    torch.compiler.reset()
+    eager, loss = (DualContrastiveLoss(LABELS, DIM, max_active=8) for _ in range(2))
+    loss.load_state_dict(eager.state_dict())
+    compiled = torch.compile(loss, fullgraph=True, backend=backend)
+    for step, batch in enumerate((6, 6, 5, 7)):
+        z, targets, scores = draw(batch, seed=step, dtype=torch.float32)
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=step % 2 == 1):
+            value = compiled(z, targets, scores)
+        expected = eager(z, targets, scores)
+        torch.testing.assert_close(value, expected)
+        torch.testing.assert_close(torch.autograd.grad(value, z), torch.autograd.grad(expected, z))
+    for name, own in eager.state_dict().items():
+        torch.testing.assert_close(loss.state_dict()[name], own)
+
+
 @pytest.mark.parametrize("bank", BANKS)
 @pytest.mark.parametrize("max_active", [None, 8])
 def test_one_compiled_graph_serves_any_number_of_positives(bank: str | None, max_active: int | None) -> None:
@@ -311,8 +345,8 @@ def test_bad_input_changes_no_state(arguments: dict[str, Tensor], error: type[Ex
     [
         ({"num_labels": 0}, ValueError, "num_labels: expected an integer >= 1, got 0"),
         ({"dim": 1.0}, TypeError, "dim: expected an integer"),
-        ({"temperature": 0.0}, ValueError, "temperature: expected a number > 0"),
-        ({"prototype_temperature": -0.1}, ValueError, "prototype_temperature: expected a number > 0"),
+        ({"temperature": 0.0}, ValueError, "temperature: expected a number >= 1e-12"),
+        ({"prototype_temperature": -0.1}, ValueError, "prototype_temperature: expected a number >= 1e-12"),
         ({"sample_weight": -1}, ValueError, "sample_weight: expected a number >= 0"),
         ({"prototype_weight": None}, TypeError, "prototype_weight: expected a number"),
         ({"bank": "ring"}, ValueError, "bank: expected one of 'per_label', 'global', got 'ring'"),

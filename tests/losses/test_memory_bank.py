@@ -88,3 +88,32 @@ def test_goes_on_where_its_state_was_saved(kind: int) -> None:
     for each in (bank, other):
         written(each, [[0, 0, 1]])
     assert held(bank) == held(other)
+
+
+@pytest.mark.parametrize("kind", [0, 1])
+def test_what_is_not_finite_is_not_written(kind: int) -> None:
+    bank = banks()[kind].half()
+    x = torch.tensor([[1.0, 1.0], [torch.inf, 0.0], [torch.nan, 0.0], [1e5, 1e5], [2.0, 2.0]])  # 1e5 is no float16
+    bank.write(x, torch.tensor([0, 0, 0, 0, 0]))
+    assert held(bank) == [(0, 1.0), (0, 2.0)]
+
+
+def test_rings_that_are_not_contiguous_are_written_too() -> None:
+    bank = banks()[0]
+    state = bank.state_dict()
+    state["embeddings"] = torch.zeros(4, LABELS, 2).transpose(0, 1)
+    bank.load_state_dict(state, assign=True)
+    written(bank, [[0, 1, 1]])
+    assert held(bank) == [(0, 0.0), (1, 1.0), (1, 2.0)]
+
+
+@pytest.mark.parametrize("kind", [0, 1])
+def test_a_part_of_a_bank_is_refused(kind: int) -> None:
+    bank, other = banks()[kind], banks()[kind]
+    written(other, [[0, 1]])
+    state = other.state_dict()
+    del state["pointer"]
+    with pytest.raises(RuntimeError, match=r"expected embeddings, .*pointer.*, got .* alone"):
+        bank.load_state_dict(state, strict=False)
+    assert held(bank) == []
+    bank.load_state_dict({}, strict=False)

@@ -11,6 +11,8 @@ from hypothesis import given, settings
 from torch import Tensor
 
 from mlcorr.functional import prototype_contrastive_loss
+from mlcorr.losses.prototype_contrastive import ClassTerms, class_terms, of_classes, of_ranks
+from tests.losses.compilers import need_compiler
 from tests.reference import contrast as reference
 
 NORMALIZATIONS = ["positives", "classes", "sum"]
@@ -155,12 +157,44 @@ def test_low_precision_against_the_truth(size: float, dtype: torch.dtype) -> Non
         )
 
 
-def test_compiles_in_one_graph() -> None:
-    z, prototypes, targets = draw(6, dtype=torch.float32)
-    compiled = torch.compile(prototype_contrastive_loss, fullgraph=True, backend="aot_eager")
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+def test_compiles_in_one_graph_in_autocast_and_out_of_it(backend: str) -> None:
+    need_compiler(backend)
+    z, prototypes, targets = draw(6, dim=64, dtype=torch.float32)
+    compiled = torch.compile(prototype_contrastive_loss, fullgraph=True, backend=backend)
     expected = value_and_gradients(prototype_contrastive_loss(z, prototypes, targets), z, prototypes)
-    for a, e in zip(value_and_gradients(compiled(z, prototypes, targets), z, prototypes), expected, strict=True):
+    for enabled in (False, True):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+            value = compiled(z, prototypes, targets)
+        for a, e in zip(value_and_gradients(value, z, prototypes), expected, strict=True):
+            torch.testing.assert_close(a, e)
+
+
+def test_a_zero_vector_has_finite_second_derivatives() -> None:
+    z, prototypes, targets = draw(4)
+    with torch.no_grad():
+        z[0] = 0.0
+    hessian = torch.func.jacrev(torch.func.grad(prototype_contrastive_loss))(z.detach(), prototypes.detach(), targets)
+    assert hessian.isfinite().all()
+
+
+def test_terms_of_parts_are_those_of_the_whole() -> None:
+    z, prototypes, targets = draw(6)
+    targets[:, 1] = -1  # nothing is known anywhere of one class
+    targets[:3, 2] = 0
+    whole = class_terms(z, prototypes, targets, 0.07)
+    parts = [class_terms(z[part], prototypes, targets[part], 0.07) for part in (slice(0, 3), slice(3, 6))]
+    joined = of_ranks(ClassTerms(*(torch.stack(each) for each in zip(*parts, strict=True))))
+    for a, e in zip(joined, whole, strict=True):
         torch.testing.assert_close(a, e)
+    found, expected = (of_classes(terms)[0] for terms in (joined, whole))
+    torch.testing.assert_close(torch.autograd.grad(found, z), torch.autograd.grad(expected, z))
+    with torch.no_grad():
+        z[5] = torch.nan
+    targets[5] = 1
+    parts = [class_terms(z[part], prototypes, targets[part], 0.07) for part in (slice(0, 3), slice(3, 6))]
+    joined = of_ranks(ClassTerms(*(torch.stack(each) for each in zip(*parts, strict=True))))
+    assert of_classes(joined)[0].isnan()
 
 
 Z, C, Y = torch.randn(2, 3, 4), torch.randn(3, 4), torch.ones(2, 3)
@@ -172,6 +206,7 @@ Z, C, Y = torch.randn(2, 3, 4), torch.randn(3, 4), torch.ones(2, 3)
         ((Z[0], C, Y), {}, ValueError, "z: expected at least 3 dimension"),
         ((Z[None], C, Y), {}, ValueError, r"z: expected the shape \(B, L, D\) with D >= 1"),
         ((Z[..., :0], C[:, :0], Y), {}, ValueError, r"z: expected the shape \(B, L, D\) with D >= 1"),
+        ((Z.to_sparse(), C, Y), {}, TypeError, "z: expected a dense tensor, got torch.sparse_coo"),
         ((Z.int(), C, Y), {}, TypeError, "z: expected a floating-point tensor"),
         ((Z, C[:2], Y), {}, ValueError, r"prototypes: expected the shape \(L, D\) of z, \(3, 4\), got \(2, 4\)"),
         ((Z, C.int(), Y), {}, TypeError, "prototypes: expected a floating-point tensor"),
@@ -179,7 +214,7 @@ Z, C, Y = torch.randn(2, 3, 4), torch.randn(3, 4), torch.ones(2, 3)
         ((Z, C, Y[:1]), {}, ValueError, "targets: expected the shape of z without its last dimension"),
         ((Z, C, Y + 1j), {}, TypeError, "targets: expected a bool, integer or floating-point tensor"),
         ((Z, C, None), {}, TypeError, "targets: expected a torch.Tensor, got NoneType"),
-        ((Z, C, Y), {"temperature": -1.0}, ValueError, "temperature: expected a number > 0"),
+        ((Z, C, Y), {"temperature": -1.0}, ValueError, "temperature: expected a number >= 1e-12"),
         ((Z, C, Y), {"normalize_by": "mean"}, ValueError, "normalize_by: expected one of"),
     ],
 )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import shutil
 
 import hypothesis.strategies as st
 import pytest
@@ -14,6 +13,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from mlcorr.functional import sample_contrastive_loss
 from mlcorr.ops.contrast import select_backend
+from tests.losses.compilers import need_compiler
 from tests.reference import contrast as reference
 
 TEMPERATURES = [0.01, 0.2, 1.0]
@@ -234,6 +234,40 @@ def test_vectors_of_any_size_give_finite_gradients(
     )
 
 
+def test_a_gradient_scaler_sees_what_float16_cannot_hold() -> None:
+    x, labels, _, _ = draw(8, 0, dim=64, dtype=torch.float16)
+    exact = x.detach().double().requires_grad_()
+    for scale in (1.0, 2.0**16, 2.0**24):
+        (actual,) = torch.autograd.grad(100 * sample_contrastive_loss(x, labels) * scale, x)
+        (truth,) = torch.autograd.grad(100 * sample_contrastive_loss(exact, labels) * scale, exact)
+        torch.testing.assert_close(actual, truth.half(), rtol=2e-3, atol=1e-3 * scale)
+    assert not actual.isfinite().all()
+
+
+@pytest.mark.parametrize("num_labels", [None, 3])
+def test_a_zero_vector_has_finite_second_derivatives(num_labels: int | None) -> None:
+    x, labels, _, _ = draw(5, 0)
+    x = torch.cat([x.detach(), torch.zeros(1, 4, dtype=torch.float64)])
+    labels = torch.cat([labels, torch.tensor([0])])
+
+    def loss(x: Tensor) -> Tensor:
+        return sample_contrastive_loss(x, labels, num_labels=num_labels)
+
+    assert torch.func.jacrev(torch.func.grad(loss))(x).isfinite().all()
+
+
+def test_a_backward_pass_in_autocast_is_not_rounded() -> None:
+    x, labels, keys, key_labels = draw(20, 9, dim=64, dtype=torch.float32)
+
+    def gradients() -> tuple[Tensor, ...]:
+        loss = sample_contrastive_loss(x, labels, keys=keys, key_labels=key_labels, num_labels=3)
+        return torch.autograd.grad(loss, (x, keys))
+
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = gradients()
+    assert all(torch.equal(a, b) for a, b in zip(inside, gradients(), strict=True))
+
+
 def test_wrong_signs_at_a_low_temperature_keep_their_digits() -> None:
     # All similarities are −100: a sum of exponentials shifted by the largest possible one, 100, would be 0.
     x = torch.tensor([[1.0, 0.0]], requires_grad=True)
@@ -244,8 +278,7 @@ def test_wrong_signs_at_a_low_temperature_keep_their_digits() -> None:
 
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
 def test_compiles_in_one_graph(backend: str) -> None:
-    if backend == "inductor" and not any(map(shutil.which, ("c++", "g++", "clang++"))):
-        pytest.skip("inductor needs a C++ compiler")
+    need_compiler(backend)
     x, labels, keys, key_labels = draw(9, 5, dtype=torch.float32)
 
     def loss(x: Tensor, keys: Tensor) -> Tensor:
@@ -253,8 +286,11 @@ def test_compiles_in_one_graph(backend: str) -> None:
 
     compiled = torch.compile(loss, fullgraph=True, backend=backend)
     expected = value_and_gradients(loss(x, keys), x, keys)
-    for a, e in zip(value_and_gradients(compiled(x, keys), x, keys), expected, strict=True):
-        torch.testing.assert_close(a, e)
+    for enabled in (False, True):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+            value = compiled(x, keys)
+        for a, e in zip(value_and_gradients(value, x, keys), expected, strict=True):
+            torch.testing.assert_close(a, e)
 
 
 def test_layouts_and_inputs_are_left_alone() -> None:
@@ -301,6 +337,7 @@ X, LABELS = torch.randn(3, 4), torch.tensor([0, 1, 0])
         ((X.long(), LABELS), {}, TypeError, "x: expected a floating-point tensor, got torch.int64"),
         ((X[0], LABELS), {}, ValueError, "x: expected at least 2 dimension"),
         ((X[None], LABELS), {}, ValueError, r"x: expected the shape \(rows, D\) with D >= 1, got \(1, 3, 4\)"),
+        ((X.to_sparse(), LABELS), {}, TypeError, "x: expected a dense tensor, got torch.sparse_coo"),
         ((X[:, :0], LABELS), {}, ValueError, r"x: expected the shape \(rows, D\) with D >= 1, got \(3, 0\)"),
         ((X, LABELS.float()), {}, TypeError, "labels: expected a tensor of integers, got torch.float32"),
         ((X, LABELS > 0), {}, TypeError, "labels: expected a tensor of integers, got torch.bool"),
@@ -313,7 +350,7 @@ X, LABELS = torch.randn(3, 4), torch.tensor([0, 1, 0])
         ((X, LABELS), {"keys": X.to("meta"), "key_labels": LABELS.to("meta")}, ValueError, "keys: expected the device"),
         ((X, LABELS), {"num_labels": 0}, ValueError, "num_labels: expected an integer >= 1, got 0"),
         ((X, LABELS), {"num_labels": 2.0}, TypeError, "num_labels: expected an integer"),
-        ((X, LABELS), {"temperature": 0}, ValueError, "temperature: expected a number > 0, got 0"),
+        ((X, LABELS), {"temperature": 0}, ValueError, "temperature: expected a number >= 1e-12, got 0"),
         ((X, LABELS), {"temperature": "cold"}, TypeError, "temperature: expected a number"),
         ((X, LABELS), {"block_size": 0}, ValueError, "block_size: expected an integer >= 1, got 0"),
         ((X, LABELS), {"backend": "fast"}, ValueError, "backend: expected one of"),
@@ -324,3 +361,15 @@ def test_bad_arguments(
 ) -> None:
     with pytest.raises(error, match=message):
         sample_contrastive_loss(*arguments, **keywords)
+
+
+@pytest.mark.parametrize("temperature", [1 / 29, 1 / 31])  # each side of where a running maximum becomes needed
+def test_similarities_as_wide_as_can_be_keep_their_digits(temperature: float) -> None:
+    x = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [1.0, 1e-3], [-1.0, 1e-3]], requires_grad=True)
+    labels = torch.tensor([0, 0, 1, 1, 1])
+    loss = sample_contrastive_loss(x, labels, temperature=temperature) * 2.0**24
+    exact = x.detach().double().requires_grad_()
+    truth = sample_contrastive_loss(exact, labels, temperature=temperature) * 2.0**24
+    torch.testing.assert_close(loss.double(), truth, rtol=1e-6, atol=0.0)
+    (actual,), (expected,) = torch.autograd.grad(loss, x), torch.autograd.grad(truth, exact)
+    torch.testing.assert_close(actual.double(), expected, rtol=1e-5, atol=1e-6 * expected.abs().max().item())

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from mlcorr._checks import check_choice, check_floating, check_integer, check_number, check_same
 from mlcorr._distributed import check_group, copy_sharing_group, gather_rows, global_sum
-from mlcorr._precision import compute_dtype, widen
+from mlcorr._precision import compute_dtype
 from mlcorr.losses.memory_bank import GlobalMemoryBank, MemoryBank, PerLabelMemoryBank
 from mlcorr.losses.prototype_contrastive import (
+    LOWEST_TEMPERATURE,
     ClassTerms,
     check_features,
     check_prototypes,
@@ -21,6 +22,7 @@ from mlcorr.losses.prototype_contrastive import (
     of_ranks,
 )
 from mlcorr.losses.sample_contrastive import sample_contrastive_terms
+from mlcorr.ops.contrast import widen
 
 Bank: TypeAlias = Literal["per_label", "global"]
 
@@ -31,28 +33,33 @@ class DualContrastiveLoss(nn.Module):
     S2S is :func:`mlcorr.functional.sample_contrastive_loss` of the active features, those of labels that are 1, with
     the bank's as further keys. P2S is :func:`mlcorr.functional.prototype_contrastive_loss` of all known features.
 
-    The bank holds features of past batches, without gradient: those of labels that are 1 and whose score is above
-    ``bank_threshold``. In training mode it is written after the loss has used it; in evaluation mode it is only read.
+    The bank holds features of past batches, without gradient: those of labels that are 1, whose score is above
+    ``bank_threshold``, and that are finite. A forward pass in training mode writes it after the loss has used it; in
+    evaluation mode it is only read. So a training-mode call does not belong into an activation checkpoint, which would
+    run it again on what it has written, nor under ``torch.func.grad``, which refuses it.
 
     Args:
         num_labels: L.
         dim: Dimension D of the features.
-        temperature: Of S2S, > 0.
-        prototype_temperature: Of P2S, > 0.
+        temperature: Of S2S, at least 1e-12.
+        prototype_temperature: Of P2S, likewise.
         sample_weight: >= 0; 100 is the official code's, beside 1000 on the classification loss.
         prototype_weight: >= 0; 50 likewise.
         bank: "per_label", a ring of ``bank_size`` features for every label; "global", one ring of ``bank_size`` for
             all, for many labels (10,000 labels of 32 features of 1024 numbers are 1.3 GB); or None.
         bank_size: Features a ring holds.
         bank_threshold: In [0, 1]; scores must be above it to be written.
-        bank_warmup_steps: Training steps in which the bank is filled but not used.
-        max_active: Number K of active features that are compared at most, the first ones, in the order of images and
-            labels. With it all shapes are fixed: no synchronisation, CUDA graphs, one compiled graph. None takes
-            exactly the active ones in eager mode, at one synchronisation a step on a GPU, and pads to B·L in compiled
-            code, where (B·L)² similarities are formed for the sake of A², A being the number of active features.
+        bank_warmup_steps: First forward passes in training mode in which the bank is filled but not used.
+        max_active: Number K of active features (of a rank) that are compared at most, the first ones, in the order of
+            images and labels; more are left out of S2S and of the bank, and counted in :meth:`terms`. With it all
+            shapes follow from that of the batch: no synchronisation, one compiled graph for any number of positives.
+            None takes exactly the active ones in eager mode, at one synchronisation a step on a GPU, and pads to B·L in
+            compiled code, where (B·L)² similarities are formed for the sake of A², A being the number of active
+            features.
         group: Process group over which the batch is spread, or None. Its other ranks' active features are keys with
             gradient, all ranks return the value of the whole batch, and DistributedDataParallel's mean of the
-            gradients is that of the whole batch. All ranks write the same bank.
+            gradients is that of the whole batch. All ranks write the same bank, so that its ``broadcast_buffers``
+            changes nothing; without ``group`` it would replace every rank's bank by rank 0's.
         own_prototypes: Whether the module has learnable prototypes; False where each call passes some, as
             :class:`mlcorr.systems.sadcl.SADCL` does.
 
@@ -60,14 +67,14 @@ class DualContrastiveLoss(nn.Module):
         prototypes: Parameter (L, D), or None.
         bank: The bank, in ``state_dict()`` as it is, so that a resumed run goes on bit for bit; or None. Its floating
             dtype is the module's.
-        steps: () int64, training steps so far.
+        steps: () int64, forward passes in training mode so far.
 
     Shape:
         - z: (B, L, D), of any length; float16, bfloat16, float32 or float64.
         - targets: (B, L), 1, 0, or anything else, such as −1, for unknown labels, which count nowhere.
         - scores: probabilities (B, L), or None to write without a filter.
         - prototypes: (L, D); None takes the module's own.
-        - Output: (), float32, or float64 if an input or the bank is. 0 without a positive.
+        - Output: (), float32, or float64 if z, the prototypes or the bank is. 0 without a positive.
 
     Raises:
         TypeError: An argument of the wrong type.
@@ -115,9 +122,9 @@ class DualContrastiveLoss(nn.Module):
         super().__init__()
         self.num_labels = check_integer("num_labels", num_labels, minimum=1)
         self.dim = check_integer("dim", dim, minimum=1)
-        self.temperature = check_number("temperature", temperature, minimum=0.0, exclusive=True)
+        self.temperature = check_number("temperature", temperature, minimum=LOWEST_TEMPERATURE)
         self.prototype_temperature = check_number(
-            "prototype_temperature", prototype_temperature, minimum=0.0, exclusive=True
+            "prototype_temperature", prototype_temperature, minimum=LOWEST_TEMPERATURE
         )
         self.sample_weight = check_number("sample_weight", sample_weight, minimum=0.0)
         self.prototype_weight = check_number("prototype_weight", prototype_weight, minimum=0.0)
@@ -177,6 +184,7 @@ class DualContrastiveLoss(nn.Module):
     ) -> tuple[dict[str, Tensor], Tensor, Tensor]:
         """Return the terms, and embeddings and labels of all ranks to write, −1 where one is not to be written."""
         prototypes = self._check(z, targets, scores, prototypes)
+        z = widen(z, compute_dtype(z))  # once, so that the gradients of both terms and all ranks are added in it
         x, labels, admitted, dropped = self._active(z, targets, scores)
         written, written_labels = x, torch.where(admitted, labels, -1)
         keys, key_labels = x[:0], labels[:0]
@@ -191,8 +199,7 @@ class DualContrastiveLoss(nn.Module):
         if self.bank is not None:
             banked, banked_labels = self.bank.keys()
             banked_labels = torch.where(self.steps >= self.bank_warmup_steps, banked_labels, -1)
-            dtype = compute_dtype(z, banked)
-            keys = torch.cat([widen(keys, dtype), banked.to(dtype)])
+            keys = torch.cat([keys, banked.to(compute_dtype(z, banked))])
             key_labels = torch.cat([key_labels, banked_labels])
         total, anchors = sample_contrastive_terms(x, labels, keys, key_labels, self.num_labels, self.temperature)
         active = (labels >= 0).sum()
@@ -221,12 +228,11 @@ class DualContrastiveLoss(nn.Module):
         if self.max_active is None and not torch.compiler.is_compiling():
             places = is_active.nonzero().squeeze(1)
         else:
-            room = len(is_active) if self.max_active is None else min(self.max_active, len(is_active))
-            places = is_active.logical_not().to(torch.uint8).argsort(stable=True)[:room]
+            places = is_active.logical_not().to(torch.uint8).argsort(stable=True)[: self.max_active]
         given = is_active[places]
         x = torch.where(given.unsqueeze(1), features[places], 0.0)
         labels = torch.where(given, places % self.num_labels, -1)
-        admitted = given if scores is None else given & (scores.detach().flatten()[places] > self.bank_threshold)
+        admitted = given if scores is None else given & (scores.flatten()[places] > self.bank_threshold)
         return x, labels, admitted, is_active.sum() - given.sum()
 
     def _check(self, z: Tensor, targets: Tensor, scores: Tensor | None, prototypes: Tensor | None) -> Tensor:

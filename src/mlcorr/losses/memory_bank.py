@@ -23,7 +23,7 @@ class MemoryBank(nn.Module):
         raise NotImplementedError
 
     def write(self, x: Tensor, labels: Tensor) -> None:
-        """Write the rows of ``x`` (A, dim) whose label is not negative, in their order; of too many the last stay."""
+        """Write the finite rows of ``x`` (A, dim) whose label is not negative, in order; of too many the last stay."""
         raise NotImplementedError
 
     def reset(self) -> None:
@@ -31,18 +31,19 @@ class MemoryBank(nn.Module):
         raise NotImplementedError
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
-        """Refuse a bank of another size as a whole: a pointer into it means nothing here."""
-        found = {name: state_dict.get(f"{prefix}{name}") for name, _ in self.named_buffers()}
-        wrong = [
-            f"size mismatch for {prefix}{name}: expected {tuple(own.shape)}, got {tuple(other.shape)}"
-            for name, own in self.named_buffers()
-            for other in (found[name],)
-            if isinstance(other, Tensor) and other.shape != own.shape
-        ]
-        if wrong:
-            args[-1].extend(wrong)
-            return
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+        """Take over a whole bank of this size, or nothing of it: a pointer into another one means nothing here."""
+        errors: list[str] = args[-1]
+        before = len(errors)
+        own = dict(self.named_buffers())
+        given = {name: state_dict[prefix + name] for name in own if prefix + name in state_dict}
+        if given and len(given) < len(own):
+            errors.append(f"{prefix[:-1]}: expected {', '.join(own)}, got {', '.join(given)} alone")
+        for name, value in given.items():
+            if value.shape != own[name].shape:
+                expected, found = tuple(own[name].shape), tuple(value.shape)
+                errors.append(f"size mismatch for {prefix}{name}: expected {expected}, got {found}")
+        if len(errors) == before:
+            super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 
 class GlobalMemoryBank(MemoryBank):
@@ -68,13 +69,14 @@ class GlobalMemoryBank(MemoryBank):
 
     @torch.no_grad()
     def write(self, x: Tensor, labels: Tensor) -> None:
-        """Write the rows of ``x`` (A, dim) whose label is not negative, in their order; of too many the last stay."""
-        admitted = labels >= 0
+        """See :meth:`MemoryBank.write`."""
+        x = x.to(self.embeddings.dtype)
+        admitted = _admitted(x, labels)
         rank = admitted.cumsum(0) - 1
         number, size = admitted.sum(), len(self.labels)
         _write_rows(
             (self.embeddings, self.labels),
-            (self.pointer + rank) % size,
+            ((self.pointer + rank) % size,),
             (x, labels),
             admitted & (rank >= number - size),
         )
@@ -82,7 +84,7 @@ class GlobalMemoryBank(MemoryBank):
 
     @torch.no_grad()
     def reset(self) -> None:
-        """Forget everything."""
+        """See :meth:`MemoryBank.reset`."""
         self.embeddings.zero_()
         self.labels.fill_(-1)
         self.pointer.zero_()
@@ -118,24 +120,26 @@ class PerLabelMemoryBank(MemoryBank):
 
     @torch.no_grad()
     def write(self, x: Tensor, labels: Tensor) -> None:
-        """Write the rows of ``x`` (A, dim) whose label is not negative, in their order; of too many the last stay."""
+        """See :meth:`MemoryBank.write`."""
+        x = x.to(self.embeddings.dtype)
+        admitted = _admitted(x, labels)
+        labels = torch.where(admitted, labels, -1)
         size = self.embeddings.shape[1]
         # Sorted by label, a row's place among those of its label is its distance from the first of them.
         ordered, order = labels.sort(stable=True)
         first = torch.searchsorted(ordered, ordered)
         rank = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device) - first)
-        admitted = labels >= 0
         label = labels.clamp(min=0)
         number = torch.zeros_like(self.count).scatter_add_(0, label, admitted.long())
         slot = (self.pointer[label] + rank) % size
         keep = admitted & (rank >= number[label] - size)
-        _write_rows((self.embeddings.flatten(0, 1),), label * size + slot, (x,), keep)
+        _write_rows((self.embeddings,), (label, slot), (x,), keep)
         self.pointer.copy_((self.pointer + number) % size)
         self.count.copy_((self.count + number).clamp(max=size))
 
     @torch.no_grad()
     def reset(self) -> None:
-        """Forget everything."""
+        """See :meth:`MemoryBank.reset`."""
         for buffer in (self.embeddings, self.pointer, self.count):
             buffer.zero_()
 
@@ -145,18 +149,24 @@ class PerLabelMemoryBank(MemoryBank):
         return f"num_labels={num_labels}, size={size}, dim={dim}"
 
 
-def _write_rows(rings: tuple[Tensor, ...], slots: Tensor, rows: tuple[Tensor, ...], keep: Tensor) -> None:
+def _admitted(x: Tensor, labels: Tensor) -> Tensor:
+    # What is not finite would make every loss of the next steps so.
+    return (labels >= 0) & x.isfinite().all(dim=1)
+
+
+def _write_rows(rings: tuple[Tensor, ...], slots: tuple[Tensor, ...], rows: tuple[Tensor, ...], keep: Tensor) -> None:
     """Write the rows to ``keep`` into their slots, which are all different, with shapes that depend on no value.
 
-    A row not kept repeats one that is, so that who writes last does not matter; where none is, slot 0 keeps its own.
+    A row not kept repeats one that is, so that who writes last does not matter; where none is, the first slot keeps its
+    own.
     """
     if len(keep) == 0:
         return
     model = keep.long().argmax(dim=0, keepdim=True)
     some = keep[model]
-    slots = torch.where(keep, slots, torch.where(some, slots[model], 0))
+    slots = tuple(torch.where(keep, slot, torch.where(some, slot[model], 0)) for slot in slots)
     for ring, new in zip(rings, rows, strict=True):
         of_row = (-1, *[1] * (new.dim() - 1))
-        new = new.to(ring.dtype)
-        spare = torch.where(some.view(of_row), new[model], ring[:1])
+        own = ring[tuple(torch.zeros_like(model) for _ in slots)]
+        spare = torch.where(some.view(of_row), new[model], own)
         ring[slots] = torch.where(keep.view(of_row), new, spare)

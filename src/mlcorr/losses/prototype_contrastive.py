@@ -14,6 +14,7 @@ from mlcorr.ops.contrast import unit_vectors
 
 NormalizeBy: TypeAlias = Literal["positives", "classes", "sum"]
 NORMALIZE_BY: Final = ("positives", "classes", "sum")
+LOWEST_TEMPERATURE: Final = 1e-12
 
 
 class ClassTerms(NamedTuple):
@@ -44,7 +45,7 @@ def prototype_contrastive_loss(
         z: Features (B, L, D), one per image and label, of any length; float16, bfloat16, float32 or float64.
         prototypes: (L, D), likewise.
         targets: (B, L): 1 positive, 0 negative; everything else, −1 among it, is unknown and counts in neither sum.
-        temperature: > 0; 0.07 is the official code's.
+        temperature: At least 1e-12; 0.07 is the official code's.
         normalize_by: N is the number of "positives" (the official code's), of "classes" that have one, or 1 for "sum"
             (the paper's).
 
@@ -70,7 +71,7 @@ def prototype_contrastive_loss(
         >>> prototype_contrastive_loss(z, prototypes, torch.tensor([[1], [0], [0], [0]]))  # log(4 / 1)
         tensor(1.3863)
     """
-    temperature = check_number("temperature", temperature, minimum=0.0, exclusive=True)
+    temperature = check_number("temperature", temperature, minimum=LOWEST_TEMPERATURE)
     check_choice("normalize_by", normalize_by, NORMALIZE_BY)
     check_features(z, targets)
     check_prototypes(prototypes, z)
@@ -86,7 +87,8 @@ def class_terms(z: Tensor, prototypes: Tensor, targets: Tensor, temperature: flo
     known = positive | (targets == 0)
     with no_autocast(z):
         z = unit_vectors(torch.where(known.unsqueeze(-1), z, 0.0), dtype)
-        t = torch.einsum("bld,ld->bl", z, unit_vectors(prototypes, dtype)) / temperature
+        # Not a matrix product: the gradient of one would be rounded where a backward pass is in autocast.
+        t = torch.linalg.vecdot(z, unit_vectors(prototypes, dtype)) / temperature
         numerator, denominator = (_log_sum_exp(t, among) for among in (positive, known))
         return ClassTerms(numerator, denominator, positive.sum(dim=0))
 
@@ -101,7 +103,8 @@ def of_classes(terms: ClassTerms) -> tuple[Tensor, Tensor, Tensor]:
 def of_ranks(terms: ClassTerms) -> ClassTerms:
     """Return the terms of one batch out of those of its parts, (parts, L) each."""
     numerator, denominator = (
-        _log_sum_exp(torch.where(part > -torch.inf, part, 0.0), part > -torch.inf)
+        # −inf is replaced, lest a class without features anywhere have a gradient of NaN.
+        _log_sum_exp(torch.where(part != -torch.inf, part, 0.0), part != -torch.inf)
         for part in (terms.numerator, terms.denominator)
     )
     return ClassTerms(numerator, denominator, terms.positives.sum(dim=0))
@@ -110,6 +113,8 @@ def of_ranks(terms: ClassTerms) -> ClassTerms:
 def check_features(z: object, targets: object) -> None:
     """Raise unless ``z`` is a floating (B, L, D) and ``targets`` a real (B, L) on its device."""
     features = check_floating("z", z, min_dim=3)
+    if features.layout != torch.strided:
+        raise TypeError(f"z: expected a dense tensor, got {features.layout}")
     if features.dim() != 3 or features.shape[2] == 0:
         raise ValueError(f"z: expected the shape (B, L, D) with D >= 1, got {tuple(features.shape)}")
     check_target("targets", targets, "z without its last dimension", features[..., 0])

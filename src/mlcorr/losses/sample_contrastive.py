@@ -7,6 +7,7 @@ from torch import Tensor
 
 from mlcorr._checks import check_floating, check_integer, check_number, check_tensor
 from mlcorr._precision import compute_dtype, no_autocast
+from mlcorr.losses.prototype_contrastive import LOWEST_TEMPERATURE
 from mlcorr.ops.contrast import Backend, select_backend, similarities, unit_vectors
 
 
@@ -39,7 +40,7 @@ def sample_contrastive_loss(
             beyond it are padding too. Without it, and in kernels, labels are compared inside the blocks. The result is
             the same. The sums' gradients on a GPU without kernels are repeatable to the bit only under
             ``torch.use_deterministic_algorithms(True)``.
-        temperature: > 0; 0.2 is the official code's, which the paper does not state.
+        temperature: At least 1e-12; 0.2 is the official code's, which the paper does not state.
         block_size: Anchors and keys that are compared at a time; kernels have their own.
         backend: "auto" (kernels where there are some), "streamed" (PyTorch) or "streamed_triton" (kernels); see
             :func:`mlcorr.ops.contrast.select_backend`.
@@ -70,7 +71,7 @@ def sample_contrastive_loss(
         >>> sample_contrastive_loss(x, torch.tensor([0, 0, 1, 1]), temperature=1.0)  # log(e + 2) − 1
         tensor(0.5514)
     """
-    temperature = check_number("temperature", temperature, minimum=0.0, exclusive=True)
+    temperature = check_number("temperature", temperature, minimum=LOWEST_TEMPERATURE)
     block_size = check_integer("block_size", block_size, minimum=1)
     if num_labels is not None:
         num_labels = check_integer("num_labels", num_labels, minimum=1)
@@ -129,6 +130,8 @@ def sample_contrastive_terms(
 def check_vectors(name: str, value: object, labels_name: str, labels: object) -> None:
     """Raise unless ``value`` is a floating (rows, D) and ``labels`` an integer (rows,) on its device."""
     vectors = check_floating(name, value, min_dim=2)
+    if vectors.layout != torch.strided:
+        raise TypeError(f"{name}: expected a dense tensor, got {vectors.layout}")
     if vectors.dim() != 2 or vectors.shape[1] == 0:
         raise ValueError(f"{name}: expected the shape (rows, D) with D >= 1, got {tuple(vectors.shape)}")
     of = check_tensor(labels_name, labels)

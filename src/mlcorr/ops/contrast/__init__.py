@@ -13,13 +13,22 @@ from torch import Tensor
 
 from mlcorr._checks import check_choice
 from mlcorr.ops.contrast.autograd import Similarities, streamed_similarities
-from mlcorr.ops.contrast.directions import unit_vectors
+from mlcorr.ops.contrast.directions import unit_vectors, widen
 from mlcorr.ops.launching import have_kernels, require_kernels
 
 Backend: TypeAlias = Literal["auto", "streamed", "streamed_triton"]
 BACKENDS: Final = ("auto", "streamed", "streamed_triton")
 
-__all__ = ["BACKENDS", "Backend", "Selection", "Similarities", "select_backend", "similarities", "unit_vectors"]
+__all__ = [
+    "BACKENDS",
+    "Backend",
+    "Selection",
+    "Similarities",
+    "select_backend",
+    "similarities",
+    "unit_vectors",
+    "widen",
+]
 
 
 class Selection(NamedTuple):
@@ -73,6 +82,8 @@ def similarities(
         positives: whether sums and numbers of positives are asked for; else they are empty.
         block_size: anchors and keys that are compared at a time, where that can be chosen.
         backend: see :func:`select_backend`.
+
+    Nothing is checked here. Rows have to be finite, also those whose label is < 0.
     """
     kernels = select_backend(backend=backend, device=x.device).backend == "streamed_triton"
     return streamed_similarities(x, labels, keys, key_labels, scale, positives, block_size, kernels)

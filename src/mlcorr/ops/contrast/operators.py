@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from mlcorr._precision import no_autocast
 from mlcorr.ops.contrast import streamed
 from mlcorr.ops.registration import define_operator
 
@@ -16,10 +17,12 @@ from mlcorr.ops.registration import define_operator
 def _statistics(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
     *inputs, kernels = args
     if not kernels:
-        return streamed.statistics(*inputs)
+        with no_autocast(inputs[0]):
+            return streamed.statistics(*inputs)
     from mlcorr.ops.contrast import streamed_triton
 
-    return streamed_triton.statistics(*inputs[:-1])  # tiles of its own size
+    with no_autocast(inputs[0]):
+        return streamed_triton.statistics(*inputs[:-1])  # tiles of its own size
 
 
 def _statistics_fake(rows: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -32,10 +35,12 @@ def _statistics_fake(rows: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
 def _gradient(*args: Any) -> tuple[Tensor, Tensor]:
     *inputs, kernels = args
     if not kernels:
-        return streamed.gradient(*inputs)
+        with no_autocast(inputs[0]):  # somebody's backward pass may be in autocast
+            return streamed.gradient(*inputs)
     from mlcorr.ops.contrast import streamed_triton
 
-    return streamed_triton.gradient(*inputs[:-1])  # tiles of its own size
+    with no_autocast(inputs[0]):
+        return streamed_triton.gradient(*inputs[:-1])  # tiles of its own size
 
 
 def _gradient_fake(*args: Any) -> tuple[Tensor, Tensor]:
