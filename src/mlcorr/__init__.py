@@ -4,7 +4,7 @@ Parts are imported from here, as functions from :mod:`mlcorr.functional`, scores
 assembled systems from :mod:`mlcorr.systems`.
 """
 
-from mlcorr.grouping import LabelCooccurrence
+from mlcorr.grouping import LabelCooccurrence, LabelGroups, SpectralLabelGrouping
 from mlcorr.layers import (
     AverageMessageGCN,
     BidirectionalRefiner,
@@ -30,8 +30,10 @@ __all__ = [
     "DualContrastiveLoss",
     "GroupWiseLinear",
     "LabelCooccurrence",
+    "LabelGroups",
     "MLDLoss",
     "MultiOrderDependencyLoss",
     "PurifiedFeatures",
     "SpatialPurifiedAttention",
+    "SpectralLabelGrouping",
 ]

@@ -1,0 +1,296 @@
+"""Partitions: refinement by its definition, graphs at the edge of the definition, planted groups, published cuts."""
+
+from __future__ import annotations
+
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+import scipy.sparse
+import torch
+from hypothesis import given, settings
+from sklearn.cluster import SpectralClustering
+
+from mlcorr.grouping import affinity, normalized_cut
+from mlcorr.grouping.operators import AffinityOperator
+from mlcorr.grouping.partition import by_first_label, eigengap, eigenvalues, kmeans, partition
+from mlcorr.grouping.refinement import Grouping
+from tests.grouping.targets import fitted_real, same_partition
+from tests.reference import grouping as loops
+
+RELATIONS = ["co", "dis"]
+
+
+def draw_plus(size: int, seed: int = 0, density: float = 0.5) -> np.ndarray:
+    random = np.random.default_rng(seed)
+    plus = np.triu(random.random((size, size)) * (random.random((size, size)) < density), 1)
+    return plus + plus.T
+
+
+def operators(plus: np.ndarray, relation: str) -> list[AffinityOperator]:
+    return [AffinityOperator(form, relation) for form in (plus, scipy.sparse.csr_array(plus))]
+
+
+def blocks(*sizes: int, inside: float = 0.8) -> np.ndarray:
+    """An affinity without any noise: labels of a block, and nothing else, stand together."""
+    group = np.repeat(np.arange(len(sizes)), sizes)
+    return inside * (group[:, None] == group) * (1 - np.eye(len(group)))
+
+
+# --- refinement ---
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    seed=st.integers(0, 10**6),
+    groups=st.lists(st.integers(0, 2), min_size=7, max_size=7),
+    relation=st.sampled_from(RELATIONS),
+)
+def test_gains_equal_the_loops(seed: int, groups: list[int], relation: str) -> None:
+    plus = draw_plus(7, seed)
+    m = plus.tolist() if relation == "co" else loops.apart(plus.tolist())
+    for operator in operators(plus, relation):
+        grouping = Grouping(operator, np.array(groups), 3)
+        assert grouping.cut == pytest.approx(loops.normalized_cut(m, groups), abs=1e-12)
+        for labels in (slice(1, 6), np.array([5, 0, 3])):
+            gains = grouping.gains(labels, grouping.toward(labels))
+            for row, label in enumerate(np.arange(7)[labels]):
+                if groups.count(groups[label]) == 1:
+                    continue  # its group would be gone, which refinement does not allow
+                for target in set(groups):
+                    expected = loops.gain(m, groups, int(label), target)
+                    assert gains[row, target] == pytest.approx(expected, abs=1e-12)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    seed=st.integers(0, 10**6),
+    relation=st.sampled_from(RELATIONS),
+    moved=st.lists(st.integers(0, 8), min_size=1, max_size=9, unique=True),
+)
+def test_moves_keep_the_books(seed: int, relation: str, moved: list[int]) -> None:
+    random = np.random.default_rng(seed)
+    groups, labels = random.integers(3, size=9), np.array(moved)
+    targets = random.integers(3, size=len(labels))
+    for operator in operators(draw_plus(9, seed), relation):
+        grouping = Grouping(operator, groups, 3)
+        before = grouping.cut
+        grouping.move(labels, targets, grouping.toward(labels))
+        expected = groups.copy()
+        expected[labels] = targets
+        fresh = Grouping(operator, expected, 3)
+        assert (grouping.groups == expected).all()
+        for name in ("sizes", "volumes", "inner"):
+            np.testing.assert_allclose(getattr(grouping, name), getattr(fresh, name), atol=1e-12)
+        again = Grouping(operator, groups, 3)
+        total = again.inner / np.maximum(again.volumes, 1e-12)
+        if again.move(labels, targets, again.toward(labels), only_if_better=True):
+            assert (fresh.inner / np.maximum(fresh.volumes, 1e-12)).sum() > total.sum()
+        else:
+            assert again.cut == before
+            assert (again.groups == groups).all()
+
+
+@pytest.mark.parametrize("relation", RELATIONS)
+@pytest.mark.parametrize("size", [30, 400])
+def test_refinement_lowers_the_cut_to_where_no_move_does(relation: str, size: int) -> None:
+    for seed in range(3):
+        random = np.random.default_rng(seed)
+        for operator in operators(draw_plus(size, seed), relation):
+            grouping = Grouping(operator, random.integers(4, size=size), 4)
+            least = int(grouping.sizes.min())
+            before = grouping.cut
+            grouping.refine(least)
+            assert grouping.cut < before
+            assert grouping.sizes.min() >= least
+            assert grouping.cut == pytest.approx(Grouping(operator, grouping.groups, 4).cut, abs=1e-10)
+            everything = slice(0, size)
+            gains = grouping.gains(everything, grouping.toward(everything))
+            gains[(grouping.sizes <= least)[grouping.groups]] = 0
+            assert gains.max() <= 1e-11
+
+
+@pytest.mark.parametrize("relation", RELATIONS)
+def test_repair_fills_every_group(relation: str) -> None:
+    for operator in operators(draw_plus(400), relation):
+        for groups in (np.zeros(400, dtype=int), np.r_[np.zeros(397, dtype=int), 1, 2, 3]):
+            grouping = Grouping(operator, groups, 5)
+            grouping.repair(80)
+            assert (grouping.sizes == 80).all()
+            assert grouping.cut == pytest.approx(Grouping(operator, grouping.groups, 5).cut, abs=1e-10)
+        with pytest.raises(ValueError, match=r"^least_size: "):
+            grouping.repair(81)
+    operator = operators(blocks(4, 3), "co")[0]
+    grouping = Grouping(operator, np.array([0, 0, 0, 0, 0, 0, 1]), 2)
+    grouping.repair(2)
+    assert grouping.groups.tolist()[:4] == [0, 0, 0, 0]  # it takes what belongs there
+
+
+# --- the edge of the definition ---
+
+
+@pytest.mark.parametrize("form", ["dense", "operator"])
+@pytest.mark.parametrize("sizes", [(4, 5, 6), (40, 50, 3), (60, 60, 60)])
+def test_blocks_without_noise_are_found(form: str, sizes: tuple[int, ...]) -> None:
+    plus, expected = blocks(*sizes), np.repeat(np.arange(3), sizes)
+    random = np.random.default_rng(0)
+    order = random.permutation(len(plus))
+    for operator in operators(plus[np.ix_(order, order)], "co"):
+        groups, cut = partition(operator, 3, form=form, min_group_size=4)
+        assert (groups == by_first_label(expected[order])).all()
+        assert cut == pytest.approx(0, abs=1e-12)
+
+
+@pytest.mark.parametrize("form", ["dense", "operator"])
+def test_more_components_than_groups(form: str) -> None:
+    for operator in operators(blocks(9, 7, 6, 5, 4, 4, 3), "co"):
+        groups, cut = partition(operator, 3, form=form, min_group_size=3)
+        assert cut == pytest.approx(0, abs=1e-12)  # each component stays whole
+        assert np.bincount(groups).max() <= 14
+    # Components below the least size are set aside, so that they are no groups of their own.
+    plus = np.zeros((44, 44))
+    plus[:40, :40] = draw_plus(40, density=0.3) + 0.01 * (1 - np.eye(40))
+    plus[40, 41] = plus[41, 40] = plus[42, 43] = plus[43, 42] = 1.0
+    for operator in operators(plus, "co"):
+        groups, cut = partition(operator, 2, form=form, min_group_size=5)
+        alone, _ = partition(operator.restricted(np.arange(40)), 2, form=form, min_group_size=5)
+        assert (groups[:40] == alone).all()
+        assert groups[40] == groups[41]
+        assert groups[42] == groups[43]
+        assert np.isfinite(cut)
+
+
+@pytest.mark.parametrize("form", ["dense", "operator"])
+def test_fewer_components_than_groups(form: str) -> None:
+    """An eigenvalue that repeats must not be lost: the groups are those within the components."""
+    plus = np.zeros((120, 120))
+    for first, seed in ((0, 1), (60, 2)):
+        part = blocks(30, 30) + 0.02 * draw_plus(60, seed)
+        plus[first : first + 60, first : first + 60] = part
+    for operator in operators(plus, "co"):
+        groups, _ = partition(operator, 4, form=form, min_group_size=5)
+        assert (groups == np.repeat(np.arange(4), 30)).all()
+
+
+@pytest.mark.parametrize("form", ["dense", "operator"])
+@pytest.mark.parametrize("relation", RELATIONS)
+def test_degenerate_graphs(form: str, relation: str) -> None:
+    for operator in operators(np.zeros((12, 12)), relation):  # nothing was ever together
+        groups, cut = partition(operator, 3, form=form, min_group_size=2)
+        assert np.bincount(groups, minlength=3).min() >= 2
+        assert np.isfinite(cut)
+        if relation == "co":
+            assert np.bincount(groups).tolist() == [4, 4, 4]
+            assert cut == 3
+    for operator in operators(np.ones((12, 12)) - np.eye(12), relation):  # everything always was
+        groups, cut = partition(operator, 3, form=form, min_group_size=2)
+        assert len(np.bincount(groups)) == 3
+        if relation == "dis":
+            assert np.bincount(groups).tolist() == [4, 4, 4]
+            assert cut == 3
+    for operator in operators(draw_plus(4), relation):
+        assert partition(operator, 1, form=form)[0].tolist() == [0] * 4
+        assert partition(operator, 1, form=form)[1] == pytest.approx(0, abs=1e-12)
+        assert partition(operator, 4, form=form)[0].tolist() == [0, 1, 2, 3]
+        assert partition(operator, 7, form=form)[0].tolist() == [0, 1, 2, 3]
+    assert partition(operators(np.zeros((1, 1)), relation)[0], 1, form=form) == (0, 1.0)
+
+
+@pytest.mark.parametrize("form", ["dense", "operator"])
+def test_isolated_labels_go_to_the_smallest_group(form: str) -> None:
+    plus = np.zeros((20, 20))
+    plus[:15, :15] = blocks(10, 5)
+    for operator in operators(plus, "co"):
+        groups, _ = partition(operator, 2, form=form)
+        assert groups.tolist() == [0] * 10 + [1] * 10
+        groups, _ = partition(operator, 5, form=form)  # fewer components than groups, and 5 labels alone
+        assert set(groups) == set(range(5))
+
+
+def test_duplicates_share_a_group() -> None:
+    plus = draw_plus(20, density=0.6)
+    twice = np.repeat(np.repeat(plus, 2, 0), 2, 1)
+    twice[np.arange(0, 40, 2), np.arange(1, 40, 2)] = 1
+    twice[np.arange(1, 40, 2), np.arange(0, 40, 2)] = 1
+    groups, _ = partition(AffinityOperator(twice, "co"), 4)
+    assert (groups[::2] == groups[1::2]).all()
+    apart, _ = partition(AffinityOperator(twice, "dis"), 4, min_group_size=2)
+    assert np.bincount(apart).min() >= 2
+
+
+def test_fewer_points_than_clusters() -> None:
+    points = np.repeat(np.eye(3), 5, 0)
+    with pytest.warns(UserWarning, match=r"^num_groups: .*only 3 groups.*not 4"):
+        found = kmeans(points, 4, 0)
+    assert found.tolist() == [0] * 5 + [1] * 5 + [2] * 5
+
+
+def test_numbers_and_gaps() -> None:
+    assert by_first_label(np.array([7, 2, 7, 0])).tolist() == [0, 1, 0, 2]
+    assert eigengap(np.array([0.0, 0.1, 0.2, 0.9, 1.0])) == 3
+    assert eigengap(np.array([0.0, 0.9, 1.0])) == 2
+    assert eigengap(np.array([0.0, 0.5])) == 1
+    assert eigengap(np.zeros(0)) == 1
+
+
+# --- real label matrices ---
+
+# The lowest cut of the published groups, or of ten seeds of the spectral clustering that they come from.
+COCO_CUTS = {2: 0.57106, 3: 1.3904, 5: 3.02956, 8: 5.6819, 13: 10.430}
+
+
+def real_affinity(name: str) -> torch.Tensor:
+    counts = fitted_real(name).counts.counts()
+    return affinity(counts.together, counts.present)
+
+
+@pytest.mark.parametrize("num_groups", COCO_CUTS)
+def test_cuts_of_coco(num_groups: int) -> None:
+    groups = fitted_real("coco14", num_groups).assignments
+    assert groups.ncut_co <= COCO_CUTS[num_groups] + 5e-5  # digits that were noted
+    m = real_affinity("coco14")
+    assert normalized_cut(m, groups.co) == pytest.approx(groups.ncut_co, abs=1e-12)
+    assert normalized_cut((1 - m).fill_diagonal_(0), groups.dis) == pytest.approx(groups.ncut_dis, abs=1e-12)
+
+
+@pytest.mark.parametrize("name", ["coco14", "voc2007"])
+def test_scikit_learn_gives_the_same_groups(name: str) -> None:
+    m, groups = real_affinity(name), fitted_real(name).assignments
+    for seed in range(3):
+        official = SpectralClustering(5, affinity="precomputed", n_init=20, random_state=seed).fit_predict(m.numpy())
+        assert same_partition(torch.from_numpy(official).long(), groups.co)
+    if name == "coco14":
+        assert normalized_cut(m, groups.co) == pytest.approx(3.02956, abs=1e-4)
+
+
+@pytest.mark.parametrize(("name", "published"), [("coco14", 4.0404), ("voc2007", None)])
+def test_dis_groups_are_far_below_chance(name: str, published: float | None) -> None:
+    cuts = []
+    for seed in range(5):
+        groups = fitted_real(name, seed=seed).assignments
+        size = groups.num_labels
+        assert groups.ncut_dis <= 0.996 * (5 - (size - 5) / (size - 1))
+        assert groups.dis.bincount(minlength=5).min() >= max(2, size // 20)
+        assert published is None or groups.ncut_dis <= published
+        cuts.append(groups.ncut_dis)
+    assert max(cuts) - min(cuts) <= 0.005
+
+
+@pytest.mark.parametrize("name", ["coco14", "voc2007"])
+def test_both_solvers_see_the_same(name: str) -> None:
+    dense, operator = (fitted_real(name, solver=solver) for solver in ("dense", "operator"))
+    assert same_partition(dense.co_groups, operator.co_groups)
+    for relation in RELATIONS:
+        values = [grouping.eigenvalues(relation, 8) for grouping in (dense, operator)]
+        torch.testing.assert_close(*values, rtol=0, atol=1e-10)
+    if name == "coco14":
+        expected = torch.tensor([0.9957, 1.0001, 1.0003, 1.0010, 1.0021, 1.0023, 1.0025], dtype=torch.float64)
+        torch.testing.assert_close(dense.eigenvalues("dis", 8)[1:], expected, rtol=0, atol=1e-4)  # four digits
+
+
+def test_eigenvalues_leave_isolated_labels_out() -> None:
+    plus = np.zeros((10, 10))
+    plus[:8, :8] = blocks(4, 4)
+    for operator, form in zip(operators(plus, "co"), ("dense", "operator"), strict=True):
+        values = eigenvalues(operator, 10, form=form)
+        np.testing.assert_allclose(values, [0, 0, *[4 / 3] * 6], atol=1e-12)
+    assert len(eigenvalues(AffinityOperator(np.zeros((3, 3)), "co"), 3)) == 0
