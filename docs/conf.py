@@ -33,7 +33,7 @@ warnings.filterwarnings("ignore", message=".*set_application.*", module="sphinx_
 default_role = "py:obj"
 nitpicky = True
 nitpick_ignore_regex = [  # other projects' objects, and aliases, which a signature may name as they stand in the code
-    ("py:.*", r"(torch|numpy|nn|collections|typing)\..*|Tensor|Ellipsis"),
+    ("py:.*", r"(torch|numpy|nn|collections|typing|os|matplotlib)\..*|Tensor|Ellipsis"),
     ("py:class", r"Backend|BatchDependency|Inputs|Level|Normalization|Orders|Reduction|dist\..*"),
 ]
 

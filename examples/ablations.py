@@ -27,6 +27,7 @@ from examples.train import QUICK, Settings, load_data, parse_arguments, start
 from examples.training import SCORES
 
 NUM_SCENES, CANVAS, EPOCHS = (1000, 500, 1000), 32, 15  # little, so that the whole table takes minutes
+PRETRAINED = ("--pretrain-epochs", "20")
 ROWS: dict[str, dict[str, tuple[str, ...]]] = {  # of each system, one of them the whole by its title
     "oprl": {
         "linear head": ("--linear-head",),
@@ -52,6 +53,15 @@ ROWS: dict[str, dict[str, tuple[str, ...]]] = {  # of each system, one of them t
         "memory: global": ("--bank", "global"),
         "no stage one": ("--stage-one", "0"),
     },
+    "mlvpt": {
+        "linear probe": ("--linear-head", *PRETRAINED),
+        "linear probe, rate 2e-2": ("--linear-head", *PRETRAINED, "--learning-rate", "2e-2"),
+        "linear probe, rate 1e-1": ("--linear-head", *PRETRAINED, "--learning-rate", "1e-1"),
+        "ML-VPT": PRETRAINED,
+        "ML-VPT, rate 1e-2": (*PRETRAINED, "--learning-rate", "1e-2"),
+        "random backbone: linear probe, rate 2e-2": ("--linear-head", "--learning-rate", "2e-2"),
+        "random backbone: ML-VPT, rate 1e-2": ("--learning-rate", "1e-2"),
+    },
 }
 
 Runs = dict[str, list[dict[str, dict[str, float]]]]  # row → for every seed: "raw" and "ema" → score → value
@@ -60,7 +70,8 @@ Runs = dict[str, list[dict[str, dict[str, float]]]]  # row → for every seed: "
 def settings_of(row: str, seed: int, base: Settings) -> Settings:
     """Return the settings of a row of the table."""
     options, system_options = parse_arguments(["--system", base.system, *ROWS[base.system][row]])
-    return replace(base, seed=seed, linear_head=options.linear_head, system_options=system_options)
+    rate = options.learning_rate or base.learning_rate
+    return replace(base, seed=seed, linear_head=options.linear_head, learning_rate=rate, system_options=system_options)
 
 
 def train_row(settings: Settings) -> dict[str, dict[str, float]]:

@@ -14,8 +14,12 @@ from torch.optim.swa_utils import AveragedModel
 from examples.augment import Augmentation
 from examples.data import Dataset, Split
 from examples.training import score
+from examples.vision_transformers import fingerprint_of, is_frozen
+from mlcorr.metrics import multilabel_scores
 
 EMA_DECAY = 0.9997
+REPORT = ("mAP", "OP", "OR", "OF1", "CP", "CR", "CF1")
+FROZEN = ("backbone.", "module.backbone.")  # names in a state, of the model and of its average
 
 
 # From the model, the data, the number of epochs done and that of all epochs.
@@ -49,6 +53,8 @@ def average_of_weights(averaged: Tensor, current: Tensor, updates: Tensor) -> Te
 class Training:
     """A system in training: all that changes from update to update, so that a resumed run goes on bit for bit.
 
+    A frozen backbone changes never and is not saved; it must be there, bit for bit, for the run to go on.
+
     Args:
         model: a system, with ``forward(images)`` that returns logits first, and ``objective(output, targets)``.
         data: on the model's device.
@@ -77,6 +83,8 @@ class Training:
         self.not_averaged = [
             name for name, _ in model.named_buffers() if any(name.startswith(prefix) for prefix in not_averaged)
         ]
+        backbone = getattr(model, "backbone", None)
+        self.frozen = backbone if isinstance(backbone, nn.Module) and is_frozen(backbone) else None
         self.device = data.train.targets.device
         self.batch_size = min(recipe.batch_size, len(data.train))
         self.batches = len(data.train) // self.batch_size  # of one size; an epoch's last, odd samples are left out
@@ -134,11 +142,35 @@ class Training:
             for name, model in (("raw", self.model), ("ema", self.average.module))
         }
 
+    def report(self) -> dict[str, dict[str, dict[str, float]]]:
+        """Return all scores, of raw and averaged weights, each by two rules of what is predicted.
+
+        "threshold" predicts what is more probable than not; "prevalence" each label as often as it stood in training,
+        as the tables of some papers have it.
+        """
+        train, evaluation = self.data.train.targets, self.data.evaluation
+        known = train >= 0
+        prevalence = ((train == 1).sum(0) / known.sum(0).clamp(min=1)).double()
+        report: dict[str, dict[str, dict[str, float]]] = {}
+        for name, model in (("raw", self.model), ("ema", self.average.module)):
+            logits = predict(model, evaluation)
+            report[name] = {}
+            for rule, more in (("threshold", {}), ("prevalence", {"prevalence": prevalence})):
+                scores = multilabel_scores(logits, evaluation.targets, inputs="logits", rule=rule, **more)
+                report[name][rule] = {score: float(scores[score]) for score in REPORT}
+        return report
+
+    def _split(self, state: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return what of a state is frozen, and the rest."""
+        frozen = [name for name in state if self.frozen is not None and name.startswith(FROZEN)]
+        return {name: state[name] for name in frozen}, {name: state[name] for name in state if name not in frozen}
+
     def state_dict(self) -> dict[str, Any]:
         """Return everything that the rest of the run depends on."""
         return {
-            "model": self.model.state_dict(),
-            "average": self.average.state_dict(),
+            "model": self._split(self.model.state_dict())[1],
+            "average": self._split(self.average.state_dict())[1],
+            "backbone": None if self.frozen is None else fingerprint_of(self.frozen),
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
             "draws": self.draws.get_state(),
@@ -149,7 +181,12 @@ class Training:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where `state_dict` was taken."""
-        for name in ("model", "average", "optimizer", "schedule"):
+        if self.frozen is not None and state["backbone"] != fingerprint_of(self.frozen):
+            raise ValueError("the frozen backbone is not the one that the run began with")
+        for name in ("model", "average"):
+            part = getattr(self, name)
+            part.load_state_dict({**self._split(part.state_dict())[0], **state[name]})
+        for name in ("optimizer", "schedule"):
             getattr(self, name).load_state_dict(state[name])
         self.draws.set_state(state["draws"])
         torch.set_rng_state(state["random"])

@@ -13,13 +13,21 @@ from torch import Tensor, nn
 from examples.attention_figures import draw_attention
 from examples.data import Dataset
 from examples.embedding_figures import draw_features, draw_prototypes
+from examples.gate_figures import draw_gates, draw_label_groups
 from examples.models import make_backbone
+from examples.vision_transformers import Frozen, frozen_transformer
 from mlcorr import AsymmetricLoss, BinaryCrossEntropyLoss
-from mlcorr.grouping import LabelCooccurrence
+from mlcorr.grouping import LabelCooccurrence, SpectralLabelGrouping
+from mlcorr.systems.ml_vpt import MLVPT
 from mlcorr.systems.oprl import OPRL
 from mlcorr.systems.sadcl import SADCL
 
-Options = dict[str, Any]
+Options = dict[str, Any]  # those of the system, and the run's "seed"
+
+
+def make_convolutions(data: Dataset, _options: Options) -> tuple[nn.Module, int]:
+    """Return an untrained convolutional backbone and the number of its channels."""
+    return make_backbone(data.train.inputs)
 
 
 @dataclass(frozen=True)
@@ -36,6 +44,7 @@ class System:
         before_epoch: prepares the system for an epoch, from options, system, data, the number of epochs done and that
             of all epochs; the same in a resumed run.
         not_averaged: beginnings of names of buffers that the average of weights copies.
+        make_backbone: returns the backbone of the linear head, with its first weights, and the number of its channels.
     """
 
     title: str
@@ -45,6 +54,7 @@ class System:
     make_loss: Callable[[], nn.Module]
     before_epoch: Callable[[Options, nn.Module, Dataset, int, int], None] | None = None
     not_averaged: tuple[str, ...] = ()
+    make_backbone: Callable[[Dataset, Options], tuple[nn.Module, int]] = make_convolutions
 
 
 class LinearOutput(NamedTuple):
@@ -64,16 +74,18 @@ class LinearHead(nn.Module):
 
     def forward(self, images: Tensor) -> LinearOutput:
         """Return the logits (N, labels) of images."""
-        return LinearOutput(self.classifier(self.backbone(images).flatten(2).mean(-1)))
+        features = self.backbone(images)  # a map (N, channels, H, W) or tokens (N, places, channels)
+        mean = features.flatten(2).mean(-1) if features.dim() == 4 else features.mean(1)
+        return LinearOutput(self.classifier(mean))
 
     def objective(self, output: LinearOutput, targets: Tensor) -> Tensor:
         """Return the loss."""
         return self.loss(output.logits, targets)
 
 
-def build_linear_head(data: Dataset, system: System) -> LinearHead:
+def build_linear_head(data: Dataset, system: System, options: Options) -> LinearHead:
     """Return the untrained baseline of a system."""
-    return LinearHead(*make_backbone(data.train.inputs), len(data.label_names), system.make_loss())
+    return LinearHead(*system.make_backbone(data, options), len(data.label_names), system.make_loss())
 
 
 # ------------------------------------------------------------------------------------------------------ OPRL
@@ -193,6 +205,62 @@ def make_sadcl_loss() -> nn.Module:
     return BinaryCrossEntropyLoss(reduction="mean")
 
 
+# ---------------------------------------------------------------------------------------------------- ML-VPT
+
+
+def add_mlvpt_options(parser: argparse.ArgumentParser) -> None:
+    """Add where the frozen transformer comes from, and what can be varied in ML-VPT."""
+    parser.add_argument("--weights", metavar="DIR", help="a ViTModel that transformers has saved (default: random)")
+    text = "epochs in which a small transformer first learns single digits (default: 0, random weights)"
+    parser.add_argument("--pretrain-epochs", type=int, default=0, metavar="N", help=text)
+    parser.add_argument("--groups", type=int, metavar="T", help="of each relation (default: by the number of labels)")
+    parser.add_argument("--experts", type=int, default=3, metavar="E", help="a group (default: %(default)s)")
+    outputs = ("norm", "pre_norm")
+    parser.add_argument("--prompt-output", choices=outputs, default="norm", help="default: %(default)s")
+    parser.add_argument("--no-gate-loss", action="store_true", help="two terms in the loss, as the paper says")
+    parser.add_argument("--recompute", action="store_true", help="less memory: blocks are computed twice")
+
+
+def group_labels(data: Dataset, num_groups: int | None) -> SpectralLabelGrouping:
+    """Return the labels of the training samples in groups: five of each relation, fewer of few labels."""
+    num_labels = len(data.label_names)
+    wanted = min(5, max(1, num_labels // 3)) if num_groups is None else min(num_groups, num_labels)
+    grouping = SpectralLabelGrouping(num_labels, wanted, names=data.label_names)
+    grouping.update(data.train.targets.cpu())
+    grouping.fit()
+    return grouping
+
+
+def make_frozen(data: Dataset, options: Options) -> tuple[nn.Module, int]:
+    """Return the frozen transformer and its width."""
+    chosen = {name: options[name] for name in ("weights", "pretrain_epochs", "seed")}
+    backbone = frozen_transformer(data, **chosen)
+    return Frozen(backbone), backbone.out_channels
+
+
+def build_mlvpt(data: Dataset, options: Options) -> MLVPT:
+    """Return an untrained ML-VPT in a frozen transformer."""
+    return MLVPT(
+        make_frozen(data, options)[0].backbone,
+        group_labels(data, options["groups"]).assignments,
+        experts=options["experts"],
+        prompt_output=options["prompt_output"],
+        gate_loss_weight=0.0 if options["no_gate_loss"] else 1.0,
+        checkpoint_blocks=options["recompute"],
+    )
+
+
+def draw_mlvpt(model: nn.Module, _untrained: nn.Module, data: Dataset, folder: Path) -> None:
+    """Draw the gates' weights by label and expert, and the groups of labels."""
+    draw_gates(model, data, folder / "gates.png")
+    draw_label_groups(group_labels(data, model.num_groups), folder / "groups.png")
+
+
+def make_mlvpt_loss() -> nn.Module:
+    """Return the asymmetric loss as ML-VPT has it; its factor of 1000 would not change what AdamW does."""
+    return AsymmetricLoss(gamma_neg=2.0, gamma_pos=0.0, clip=0.0, reduction="mean")
+
+
 SYSTEMS = {
     "oprl": System("OPRL", add_oprl_options, build_oprl, draw_oprl, make_oprl_loss),
     "sadcl": System(
@@ -203,5 +271,13 @@ SYSTEMS = {
         make_sadcl_loss,
         before_epoch=start_sadcl_epoch,
         not_averaged=("contrastive_loss.",),
+    ),
+    "mlvpt": System(
+        "ML-VPT",
+        add_mlvpt_options,
+        build_mlvpt,
+        draw_mlvpt,
+        make_mlvpt_loss,
+        make_backbone=make_frozen,
     ),
 }

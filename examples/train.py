@@ -1,4 +1,4 @@
-"""Train a whole system on images: ``python -m examples.train --system oprl`` or ``--system sadcl``."""
+"""Train a whole system on images: ``python -m examples.train --system oprl``, ``sadcl`` or ``mlvpt``."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from examples.augment import Augmentation
 from examples.checkpoint import load_checkpoint, save_checkpoint
 from examples.data import Dataset, digit_scenes, load_npz
 from examples.distill import versions
-from examples.fit import Recipe, Training
+from examples.fit import REPORT, Recipe, Training
 from examples.models import count_parameters
 from examples.systems import SYSTEMS, build_linear_head
 from examples.training import SCORES
@@ -113,7 +113,8 @@ def build(settings: Settings, data: Dataset) -> nn.Module:
     """Return the model with its first weights, which the seed decides, where ``data`` lies."""
     torch.manual_seed(settings.seed)
     system = SYSTEMS[settings.system]
-    model = build_linear_head(data, system) if settings.linear_head else system.build(data, settings.system_options)
+    make = partial(build_linear_head, system=system) if settings.linear_head else system.build
+    model = make(data, options={**settings.system_options, "seed": settings.seed})
     return model.to(data.train.targets.device)
 
 
@@ -174,14 +175,25 @@ def write_log(training: Training, path: Path) -> None:
 def print_header(console: Console) -> None:
     """Print the head of the table of epochs."""
     names = "".join(f"{name:>8}" for name in SCORES)
-    console.print(f"{'':14}{'raw weights':>24}{'their average':>24}", highlight=False)
-    console.print(f"epoch     loss{names}{names}", highlight=False)
+    console.print(f"{'':16}{'raw weights':>24}{'their average':>24}", highlight=False)
+    console.print(f"epoch       loss{names}{names}", highlight=False)
 
 
 def print_epoch(console: Console, epoch: dict[str, Any]) -> None:
     """Print a row of the table of epochs, scores in percent."""
     scores = "".join(f"{100 * epoch[weights][name]:8.2f}" for weights in ("raw", "ema") for name in SCORES)
-    console.print(f"{epoch['epoch']:5d}{epoch['loss']:9.4f}{scores}", highlight=False)
+    console.print(f"{epoch['epoch']:5d}{epoch['loss']:11.4f}{scores}", highlight=False)
+
+
+def print_report(console: Console, report: dict[str, dict[str, dict[str, float]]]) -> None:
+    """Print all scores of the last epoch, by both rules of prediction, in percent."""
+    names = {"raw": "raw weights", "ema": "their average"}
+    rules = {"threshold": "p > 0.5", "prevalence": "as often as in training"}
+    console.print(f"{'':40}" + "".join(f"{name:>8}" for name in REPORT), highlight=False)
+    for weights, by_rule in report.items():
+        for rule, scores in by_rule.items():
+            values = "".join(f"{100 * scores[name]:8.2f}" for name in REPORT)
+            console.print(f"{names[weights]:15}{rules[rule]:25}{values}", highlight=False)
 
 
 def run(training: Training, settings: Settings, folder: Path, console: Console, *, last: int) -> None:
@@ -224,10 +236,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     title = "linear head" if settings.linear_head else SYSTEMS[settings.system].title
     parameters = {"all": count_parameters(training.model), "backbone": count_parameters(training.model.backbone)}
+    parameters["frozen"] = sum(each.numel() for each in training.model.parameters()) - parameters["all"]
+    frozen = f", and {parameters['frozen']:,} that are frozen" if parameters["frozen"] else ""
     console.print(
         f"{title} on {data.name}: {len(data.train)} images to train on, {len(data.evaluation)} for "
         f"{settings.evaluate_on}, {len(data.label_names)} labels; {parameters['all']:,} parameters, "
-        f"{parameters['backbone']:,} of them in the backbone",
+        f"{parameters['backbone']:,} of them in the backbone{frozen}",
         highlight=False,
         soft_wrap=True,
     )
@@ -239,12 +253,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     if not settings.linear_head:
         SYSTEMS[settings.system].draw(training.average.module, build(settings, data), data, folder)
+    report = training.report()
+    print_report(console, report)
     seconds = round(time.perf_counter() - started, 1)
     results = {
         "settings": asdict(settings),
         "versions": versions(),
         "parameters": parameters,
         "scores": {weights: training.history[-1][weights] for weights in ("raw", "ema")},
+        "report": report,
         "seconds": seconds,
     }
     (folder / RESULTS).write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")

@@ -3,13 +3,20 @@
 A system's backbone is any module from images to a feature map (B, D, H, W) or to tokens (B, N, D). Models of these two
 libraries return more than that, or in another order; the adapters here put it right. They go by what a model has
 (duck typing) and import neither library. A model that is built but not yet trained works as well as a trained one.
+
+Where the model is a plain vision transformer, the adapter also gives it in parts, as
+:class:`mlcorr.systems.vit.VisionTransformer` says.
 """
 
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterable
+from typing import cast
 
 from torch import Tensor, nn
+
+from mlcorr.systems.vit import Parts, timm_parts, transformers_parts
 
 _ONE_TOKEN = ("cls_token", "class_token", "class_embedding", "distillation_token", "dist_token")
 _MANY_TOKENS = ("register_tokens", "reg_token")
@@ -20,7 +27,8 @@ def from_transformers(model: nn.Module) -> TransformersBackbone:
 
     A convolutional model (ResNet, ConvNeXt, …) yields its last map, a transformer its last tokens without class,
     distillation and register tokens. Position encodings are interpolated to the images' size where the model offers
-    that. A model with a classification head is used without it.
+    that. A model with a classification head is used without it. A plain vision transformer (ViT, DeiT, DINOv2, SigLIP)
+    is also given in parts.
 
     Args:
         model: A vision model, as ``AutoModel`` returns it.
@@ -64,7 +72,8 @@ def from_timm(model: nn.Module) -> TimmBackbone:
     """Make a backbone of a vision model of the timm library.
 
     ``forward_features`` is called; its prefix tokens (class, distillation, register) are dropped, and a map with the
-    channels last, as of Swin, is turned.
+    channels last, as of Swin, is turned. A plain vision transformer is also given in parts; built with
+    ``dynamic_img_size=True`` it takes images of any size.
 
     Args:
         model: A vision model, as ``timm.create_model`` returns it; its head is not used, so that ``num_classes=0``
@@ -104,6 +113,10 @@ class TransformersBackbone(nn.Module):
         model: The wrapped model.
         out_channels: D, the number of channels.
         prefix_tokens: Number of leading tokens that are no place in the image.
+        patch_dim: Of a vision transformer, the numbers in a patch of the image.
+
+    Raises:
+        TypeError: ``patch_dim``, ``embed``, ``blocks`` or ``norm`` of what is no plain vision transformer.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -123,6 +136,7 @@ class TransformersBackbone(nn.Module):
         self.prefix_tokens = _count_tokens(self.model, channels)
         offered = inspect.signature(self.model.forward).parameters
         self._options = {"interpolate_pos_encoding": True} if "interpolate_pos_encoding" in offered else {}
+        self._parts = transformers_parts(self.model)
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the feature map (B, D, H, W) or the tokens (B, N, D) of images (B, 3, height, width)."""
@@ -133,6 +147,26 @@ class TransformersBackbone(nn.Module):
             raise ValueError(f"model: expected {name} to return last_hidden_state, got {type(output).__name__}")
         return _checked(features, name, self.out_channels, self.prefix_tokens)
 
+    @property
+    def patch_dim(self) -> int:  # noqa: D102
+        return _need(self._parts, self.model).patch_dim
+
+    @property
+    def blocks(self) -> Iterable[nn.Module]:
+        """The layers, in order."""
+        return cast(Iterable[nn.Module], self.model.get_submodule(_need(self._parts, self.model).blocks))
+
+    @property
+    def norm(self) -> nn.Module:
+        """The layer norm after the last layer."""
+        return self.model.get_submodule(_need(self._parts, self.model).norm)
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Return tokens (B, prefix + N, D) of images, positions added, as the first layer takes them."""
+        embedding = self.model.get_submodule(_need(self._parts, self.model).embedding)
+        dtype = next(embedding.parameters()).dtype
+        return _tokens(embedding(images.to(dtype), **self._options), self.model, self.out_channels)
+
 
 class TimmBackbone(nn.Module):
     """What :func:`from_timm` returns.
@@ -141,6 +175,10 @@ class TimmBackbone(nn.Module):
         model: The wrapped model.
         out_channels: D, the number of channels.
         prefix_tokens: Number of leading tokens that are no place in the image.
+        patch_dim: Of a vision transformer, the numbers in a patch of the image.
+
+    Raises:
+        TypeError: ``patch_dim``, ``embed``, ``blocks`` or ``norm`` of what is no plain vision transformer.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -158,6 +196,7 @@ class TimmBackbone(nn.Module):
         self.prefix_tokens = prefix if isinstance(prefix, int) else _count_tokens(model, channels)
         layout = getattr(model, "output_fmt", None)  # a string, or an enumeration of strings
         self._channels_last = str(getattr(layout, "value", layout)).upper() == "NHWC"
+        self._parts = timm_parts(model)
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the feature map (B, D, H, W) or the tokens (B, N, D) of images (B, 3, height, width)."""
@@ -168,6 +207,47 @@ class TimmBackbone(nn.Module):
         if features.dim() == 4 and self._channels_last:
             features = features.permute(0, 3, 1, 2)
         return _checked(features, name, self.out_channels, self.prefix_tokens)
+
+    @property
+    def patch_dim(self) -> int:  # noqa: D102
+        return _need(self._parts, self.model).patch_dim
+
+    @property
+    def blocks(self) -> Iterable[nn.Module]:
+        """The blocks, in order."""
+        return cast(Iterable[nn.Module], self.model.get_submodule(_need(self._parts, self.model).blocks))
+
+    @property
+    def norm(self) -> nn.Module:
+        """The norm after the last block."""
+        return self.model.get_submodule(_need(self._parts, self.model).norm)
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Return tokens (B, prefix + N, D) of images, positions added, as the first block takes them.
+
+        Positions are interpolated to the images' size where the model was built with ``dynamic_img_size=True``.
+        """
+        patches = self.model.get_submodule(_need(self._parts, self.model).embedding)
+        embedded = self.model._pos_embed(patches(images))  # type: ignore[operator]
+        tokens = _tokens(embedded, self.model, self.out_channels)
+        for name in ("patch_drop", "norm_pre"):
+            if hasattr(self.model, name):
+                tokens = getattr(self.model, name)(tokens)
+        return tokens
+
+
+def _need(parts: Parts | str, model: nn.Module) -> Parts:
+    if isinstance(parts, str):
+        raise TypeError(f"model: expected a plain vision transformer, got {type(model).__name__}, {parts}")
+    return parts
+
+
+def _tokens(embedded: object, model: nn.Module, channels: int) -> Tensor:
+    if not isinstance(embedded, Tensor) or embedded.dim() != 3 or embedded.shape[2] != channels:
+        found = tuple(embedded.shape) if isinstance(embedded, Tensor) else type(embedded).__name__
+        name = type(model).__name__
+        raise ValueError(f"model: expected the embedding of {name} to return tokens (B, N, {channels}), got {found}")
+    return embedded
 
 
 def _check_module(model: object) -> None:
