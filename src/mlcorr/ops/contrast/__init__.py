@@ -83,7 +83,8 @@ def similarities(
         block_size: anchors and keys that are compared at a time, where that can be chosen.
         backend: see :func:`select_backend`.
 
-    Nothing is checked here. Rows have to be finite, also those whose label is < 0.
+    Nothing is checked here. Vectors have to be of length one, or 0 (``unit_vectors``): s of a wide range that only
+    their length would allow may overflow.
     """
     kernels = select_backend(backend=backend, device=x.device).backend == "streamed_triton"
     return streamed_similarities(x, labels, keys, key_labels, scale, positives, block_size, kernels)
