@@ -59,9 +59,19 @@ def load_transformer(folder: str, channels: int) -> TransformersBackbone:
     """Return the vision transformer that the transformers library has saved in a folder; nothing is downloaded."""
     if not Path(folder).is_dir():
         raise FileNotFoundError(f"{folder}: no such folder")
-    from transformers import ViTModel
+    from transformers import AutoConfig, ViTModel
 
-    model = ViTModel.from_pretrained(folder, local_files_only=True, add_pooling_layer=False)
+    kind = AutoConfig.from_pretrained(folder, local_files_only=True).model_type
+    if kind != "vit":
+        raise ValueError(f"{folder}: expected a model of type 'vit', found {kind!r}")
+    try:
+        model, loading = ViTModel.from_pretrained(
+            folder, local_files_only=True, add_pooling_layer=False, output_loading_info=True
+        )
+    except RuntimeError as error:
+        raise ValueError(f"{folder}: its weights do not fit its configuration: {error}") from error
+    if loading["missing_keys"]:
+        raise ValueError(f"{folder}: lacks weights, {sorted(loading['missing_keys'])[0]} among them")
     if model.config.num_channels != channels:
         raise ValueError(f"{folder}: takes images of {model.config.num_channels} channels, the data have {channels}")
     return from_transformers(model)

@@ -21,6 +21,12 @@ from mlcorr.grouping.figures import draw_graph, draw_groups  # noqa: E402
 NAMES = ["cup", "car", "fork", "bus", "knife", "lorry"]
 
 
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures go where the command runs, unless told otherwise."""
+    monkeypatch.chdir(tmp_path)
+
+
 def write(path: Path, **changes) -> Path:
     random = np.random.default_rng(0)
     kitchen = random.random((400, 1)) < 0.5
@@ -70,6 +76,13 @@ def test_other_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
         ({"labels": np.full((400, 6), 2)}, [], "expected 1, 0, and -1"),
         ({"label_names": np.array(["cup"])}, [], "names: expected 6 names"),
         ({"split": np.zeros(3)}, [], "split: expected one number for each of 400 rows"),
+        ({"split": np.array(["train"] * 400)}, [], "split: expected one number for each of 400 rows"),
+        ({"split": np.ones(400)}, [], "has no row of the split 'train'"),
+        ({"split": None}, ["--split", "test"], "has no `split`"),
+        ({"labels": np.zeros((0, 6)), "split": None}, [], "has no row of the split 'train'"),
+        ({"label_names": np.array([NAMES, NAMES])}, [], "label_names: expected 6 names"),
+        ({"labels": None, "labels_packed": np.zeros((3, 1), np.uint8), "shape": np.array([3, 20])}, [], "shape: "),
+        ({"labels": None, "labels_packed": np.zeros((3, 1), np.uint8), "shape": np.array([3])}, [], "shape: "),
         ({"labels": np.array([[object()]], dtype=object)}, [], "no .npz file of plain arrays"),
         ({}, ["--groups", "many"], 'expected a whole number or "auto"'),
         ({}, ["--groups", "0"], "num_groups: "),
@@ -173,3 +186,17 @@ def test_strongest_pairs_are_drawn() -> None:
     axes = Figure().add_subplot()
     draw_graph(axes, m, groups, edges=1)
     assert len(axes.get_lines()) == 1
+
+
+def test_truncated_files_and_odd_names(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = write(tmp_path / "data.npz", label_names=np.array([b"a", b"b$x^$", b"$\\frac$", b"d", b"e", b"f"]))
+    main([str(file), "--groups", "2"])
+    assert "b$x^$" in capsys.readouterr().out
+    assert (tmp_path / "data_groups.png").read_bytes()[:4] == b"\x89PNG"  # where nothing else was asked for
+    whole = file.read_bytes()
+    file.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(SystemExit):
+        main([str(file)])
+    error = capsys.readouterr().err
+    assert "no .npz file" in error
+    assert error.count("\n") == 1

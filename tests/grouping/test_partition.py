@@ -294,3 +294,30 @@ def test_eigenvalues_leave_isolated_labels_out() -> None:
         values = eigenvalues(operator, 10, form=form)
         np.testing.assert_allclose(values, [0, 0, *[4 / 3] * 6], atol=1e-12)
     assert len(eigenvalues(AffinityOperator(np.zeros((3, 3)), "co"), 3)) == 0
+
+
+@pytest.mark.parametrize("form", ["dense", "operator"])
+@pytest.mark.parametrize(
+    ("sizes", "count"),
+    [((300, 150, 30, 15, 5), 5), ((300, 150, 30, 15, 5, 2), 5), ((40, 40, 40, 3, 2), 4), ((60, 30, 15, 5, 4, 2), 5)],
+)
+def test_components_are_not_cut_where_they_need_not_be(sizes: tuple[int, ...], count: int, form: str) -> None:
+    for operator in operators(blocks(*sizes), "co"):
+        groups, cut = partition(operator, count, form=form, min_group_size=sum(sizes) // (4 * count))
+        assert cut == pytest.approx(0, abs=1e-12)
+        assert len(set(groups)) == count
+
+
+def test_next_to_no_affinity_is_none() -> None:
+    plus = blocks(6, 5) + 1e-12 * (1 - np.eye(11))
+    for operator in operators(plus, "co"):
+        groups, _ = partition(operator, 2)
+        assert groups.tolist() == [0] * 6 + [1] * 5
+
+
+def test_the_widest_gap_and_components_beyond_what_is_looked_at() -> None:
+    assert eigengap(np.zeros(20)) == 20
+    assert eigengap(np.array([0.0, 0.0, 0.0, 0.9, 1.0])) == 3
+    for sizes, expected in (((6,) * 25, 20), ((20, 20, 2, 2, 2), 2)):
+        operator = operators(blocks(*sizes), "co")[0]
+        assert eigengap(eigenvalues(operator, 20, all_pieces=False)) == expected

@@ -374,3 +374,43 @@ def test_what_does_not_fit_is_refused() -> None:
         model.objective(model(images()), torch.zeros(3, 6))
     with pytest.raises(ValueError, match=r"^vit: expected at least one block"):
         MLVPT(from_timm(TimmLike(depth=0)), GROUPS)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_the_frozen_part_may_have_another_precision(dtype: torch.dtype) -> None:
+    model = make_model()
+    expected = model(images()).logits
+    model.backbone.to(dtype)
+    output = model(images())
+    assert output.logits.dtype == expected.dtype
+    torch.testing.assert_close(output.logits, expected, rtol=0.05, atol=0.05)
+
+
+def test_gates_are_not_rounded_in_autocast() -> None:
+    model = make_model().float()
+    tokens = torch.randn(2, 3 * GROUPS.num_groups, WIDTH, generator=torch.Generator().manual_seed(0))
+    expected = model.co(tokens, tokens)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        actual = model.co(tokens, tokens)
+    assert all(torch.equal(a, e) for a, e in zip(actual, expected, strict=True))
+    large = model.co((100 * tokens).half(), tokens.half())
+    assert all(each.isfinite().all() for each in large)
+
+
+def test_an_average_of_buffers_keeps_the_places_of_labels() -> None:
+    model = make_model()
+    average = torch.optim.swa_utils.AveragedModel(
+        model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.9), use_buffers=True
+    )
+    expected = model(images()).logits
+    for _ in range(5):
+        average.update_parameters(model)
+    torch.testing.assert_close(average(images()).logits, expected)
+
+
+def test_a_failed_constructor_leaves_the_transformer_as_it_was() -> None:
+    vit = make_model().backbone.requires_grad_(True).train()
+    with pytest.raises(ValueError, match="gamma_neg"):
+        MLVPT(vit, GROUPS, gamma_neg=-1.0)
+    assert vit.training
+    assert all(parameter.requires_grad for parameter in vit.parameters())

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from mlcorr.systems._prototypes import PrototypeMeans
 from tests.reference import sadcl_system
 from tests.systems.sadcl_cases import (
     CHANNELS,
@@ -119,3 +120,12 @@ def test_prototypes_of_half_precision() -> None:
     model.initialize_prototypes([(features(dtype=torch.bfloat16), torch.ones(3, LABELS))], threshold=0.0)
     expected = model(features(dtype=torch.bfloat16)).label_features.double().mean(0)
     torch.testing.assert_close(model.prototypes, expected.bfloat16())
+
+
+def test_what_is_no_positive_need_not_be_finite() -> None:
+    target = torch.tensor([[1, 0, -1], [0, 1, 1]])
+    features, logits = torch.randn(2, 3, 4), torch.randn(2, 3)
+    means, soiled = (PrototypeMeans(torch.zeros(3, 4), 0.0) for _ in range(2))
+    means.update(features, logits, target)
+    soiled.update(features.masked_fill((target != 1).unsqueeze(-1), torch.nan), logits, target)
+    assert torch.equal(soiled.result(torch.ones(3, 4), None), means.result(torch.ones(3, 4), None))

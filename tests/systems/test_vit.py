@@ -68,13 +68,41 @@ def test_backbones_that_are_no_plain_vision_transformer_say_why(name: str) -> No
         "resnet": "has no embeddings with patches",
         "convnext": "has no embeddings with patches",
         "clip": "pre_layrnorm",
-        "swin": "input_dimensions",
+        "swin": "relative positions",
     }
     backbone = from_transformers(transformers_model(name)[0])
     if name not in reasons:
         assert MLVPT(backbone, GROUPS).prompts.prompts.shape == (2, 18, 16)
         return
     with pytest.raises(TypeError, match=rf"^model: expected a plain vision transformer, got .*{reasons[name]}"):
+        MLVPT(backbone, GROUPS)
+
+
+SMALL = {
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+    "image_size": 32,
+    "patch_size": 8,
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "reason"),
+    [
+        ("OwlViTVision", {}, "pre_layernorm"),
+        ("XCLIPVision", {}, "pre_layernorm"),
+        ("Yolos", {"image_size": [32, 32], "use_mid_position_embeddings": True}, "more than embeddings"),
+        ("Yolos", {"image_size": [32, 32], "use_mid_position_embeddings": False}, "detection_tokens"),
+        ("Beit", {"use_relative_position_bias": True}, "relative positions"),
+    ],
+)
+def test_transformers_that_do_more_are_refused(name: str, options: dict[str, object], reason: str) -> None:
+    transformers = pytest.importorskip("transformers")
+    config = getattr(transformers, f"{name}Config")(**{**SMALL, **options})
+    backbone = from_transformers(getattr(transformers, f"{name}Model")(config))
+    with pytest.raises(TypeError, match=rf"plain vision transformer, got .*{reason}"):
         MLVPT(backbone, GROUPS)
 
 

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import io
+import sys
 import textwrap
+import zipfile
+import zlib
 from pathlib import Path
 from typing import Any, get_args
 
@@ -35,7 +39,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--solver", choices=get_args(Solver), default="auto", help="default: auto")
     parser.add_argument("--seed", type=int, default=0, help="default: 0")
     parser.add_argument("--output", type=Path, metavar="GROUPS.json", help="save the groups")
-    parser.add_argument("--figure", type=Path, metavar="GROUPS.png", help="save a picture (needs matplotlib)")
+    text = "the picture; needs matplotlib (default: FILE_groups.png, here)"
+    parser.add_argument("--figure", type=Path, metavar="GROUPS.png", help=text)
+    parser.add_argument("--no-figure", action="store_true", help="no picture")
     asked = parser.parse_args(arguments)
     try:
         labels, names = read_labels(asked.file, asked.split)
@@ -52,10 +58,12 @@ def main(arguments: list[str] | None = None) -> None:
         groups = grouping.fit()
         if asked.output:
             groups.save(asked.output)
-        if asked.figure:
-            save_figure(grouping, asked.figure)
+        if not asked.no_figure:
+            save_figure(grouping, asked.figure or Path(f"{asked.file.stem}_groups.png"))
     except (OSError, TypeError, ValueError, ImportError) as error:
         parser.exit(2, f"{parser.prog}: error: {' '.join(str(error).split())}\n")
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names that the terminal cannot show
     print(f"{asked.file.name}: {len(labels):,} rows, {labels.shape[1]:,} labels, {groups.num_groups} groups")
     print_groups(groups)
 
@@ -63,29 +71,50 @@ def main(arguments: list[str] | None = None) -> None:
 def read_labels(path: Path, split: str) -> tuple[NDArray[Any], tuple[str, ...] | None]:
     """Return the targets (N, C) of a part of the rows, and the labels' names if the file has them."""
     try:
-        loaded = np.load(path, allow_pickle=False)
-        if not isinstance(loaded, np.lib.npyio.NpzFile):
-            raise ValueError("it holds a single array")
-        with loaded as file:
-            content = {name: file[name] for name in file.files if name in _NAMES}
-    except (ValueError, EOFError) as error:
+        with path.open("rb") as stream:
+            loaded = np.load(stream, allow_pickle=False)
+            if not isinstance(loaded, np.lib.npyio.NpzFile):
+                raise ValueError("it holds a single array")
+            with loaded as file:
+                content = {name: file[name] for name in file.files if name in _NAMES}
+    except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(f"{path} is no .npz file of plain arrays: {error}") from error
     if "labels" in content:
         labels = content["labels"]
     elif "labels_packed" in content and "shape" in content:
-        labels = np.unpackbits(content["labels_packed"], axis=1, count=int(content["shape"][1]))
+        labels = _unpacked(content["labels_packed"], content["shape"])
     else:
         raise ValueError(f"{path} has neither `labels` nor `labels_packed` with `shape`")
     if labels.ndim != 2 or labels.shape[1] == 0 or labels.dtype.kind not in "biuf":
         raise ValueError(f"labels: expected numbers of the shape (N, C), got {labels.dtype} {labels.shape}")
     if not np.isin(labels, (-1, 0, 1)).all():
         raise ValueError("labels: expected 1, 0, and -1 for unknown, and nothing else")
-    if _SPLITS[split] is not None and "split" in content:
-        if content["split"].shape != labels.shape[:1]:
+    part = _SPLITS[split]
+    if "split" in content and part is not None:
+        if content["split"].shape != labels.shape[:1] or content["split"].dtype.kind not in "biuf":
             raise ValueError(f"split: expected one number for each of {len(labels)} rows")
-        labels = labels[content["split"] == _SPLITS[split]]
-    names = tuple(str(name) for name in content["label_names"]) if "label_names" in content else None
-    return labels.astype(np.int8), names
+        labels = labels[content["split"] == part]
+    elif split == "test":
+        raise ValueError(f"{path} has no `split` that says which rows are for test")
+    if len(labels) == 0:
+        raise ValueError(f"{path} has no row of the split {split!r}")
+    return labels.astype(np.int8), _names_of(content.get("label_names"), labels.shape[1])
+
+
+def _unpacked(packed: NDArray[Any], shape: NDArray[Any]) -> NDArray[Any]:
+    """Return the labels (N, C) of their bits."""
+    fits = packed.ndim == 2 and packed.dtype == np.uint8 and shape.shape == (2,) and shape.dtype.kind in "iu"
+    if not fits or int(shape[0]) != len(packed) or -(-int(shape[1]) // 8) != packed.shape[1]:
+        raise ValueError(f"shape: expected (N, C) of the bits {packed.dtype} {packed.shape}, got {shape.tolist()}")
+    return np.unpackbits(packed, axis=1, count=int(shape[1]))
+
+
+def _names_of(names: NDArray[Any] | None, count: int) -> tuple[str, ...] | None:
+    if names is None:
+        return None
+    if names.shape != (count,):
+        raise ValueError(f"label_names: expected {count} names, one a label, got the shape {names.shape}")
+    return tuple(name.decode(errors="replace") if isinstance(name, bytes) else str(name) for name in names)
 
 
 def save_figure(grouping: SpectralLabelGrouping, path: Path) -> None:

@@ -87,8 +87,8 @@ def draw_affinity(axes: Axes, affinity: Tensor, groups: LabelGroups, relation: R
         axes.set_yticks([])
         return
     names = _names(groups, order)
-    axes.set_xticks(range(size), names, rotation=90, fontsize=7)
-    axes.set_yticks(range(size), names, fontsize=7)
+    axes.set_xticks(range(size), names, rotation=90, fontsize=7, parse_math=False)
+    axes.set_yticks(range(size), names, fontsize=7, parse_math=False)
     for ticks in (axes.get_xticklabels(), axes.get_yticklabels()):
         for tick, group in zip(ticks, assigned, strict=True):
             tick.set_color(_COLOURS[group % len(_COLOURS)])
@@ -140,6 +140,7 @@ def draw_graph(
                 verticalalignment="center",
                 fontsize=7,
                 color=_COLOURS[group % len(_COLOURS)],
+                parse_math=False,
             )
     axes.set_aspect("equal")
     axes.set_xlim(-1.4, 1.4)

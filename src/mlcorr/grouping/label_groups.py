@@ -73,6 +73,11 @@ class LabelGroups:
         if self.co.shape != self.dis.shape:
             raise ValueError(f"dis: expected the shape of co, {tuple(self.co.shape)}, got {tuple(self.dis.shape)}")
         object.__setattr__(self, "names", check_names("names", self.names, self.num_labels))
+        if not isinstance(self.method, str):
+            raise TypeError(f"method: expected a string, got {type(self.method).__name__}")
+        for name in ("ncut_co", "ncut_dis"):
+            if not isinstance(getattr(self, name), float):
+                raise TypeError(f"{name}: expected a float, got {type(getattr(self, name)).__name__}")
 
     @property
     def num_labels(self) -> int:
@@ -122,7 +127,7 @@ class LabelGroups:
             "co": self.co.tolist(),
             "dis": self.dis.tolist(),
         }
-        path = Path(path)
+        path = Path(path).resolve()  # a link stays one
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
         try:
             with os.fdopen(handle, "w", encoding="utf-8") as file:
@@ -167,13 +172,16 @@ class LabelGroups:
             if dis is None:
                 raise ValueError(f"dis: {path} holds one relation; expected the file of the dis-occurrence groups too")
             parts = [_published(path, content), _published(dis, _read(dis))]
-            count = max(len(content), *(int(part.max()) + 1 for part in parts))
+            count = max(len(content), len(_read(dis)))
             own = check_names("file_names", names if file_names is None else file_names, len(parts[0]))
             groups = cls(parts[0], parts[1], own, count, method="published")
         else:
             if dis is not None or file_names is not None:
                 raise ValueError(f"dis, file_names: expected None, since {path} is not of the published format")
-            groups = cls(**_own(path, content))
+            try:
+                groups = cls(**_own(path, content))
+            except TypeError as error:
+                raise ValueError(f"path: {path}: {error}") from error
         if names is None:
             return groups
         if groups.names is not None:
@@ -203,7 +211,8 @@ def check_names(name: str, names: Sequence[str] | None, num_labels: int | None) 
     if num_labels is not None and len(given) != num_labels:
         raise ValueError(f"{name}: expected {num_labels} names, one a label, got {len(given)}")
     if len(set(given)) != len(given):
-        twice = next(each for each in given if given.count(each) > 1)
+        seen: set[str] = set()
+        twice = next(each for each in given if each in seen or seen.add(each))  # type: ignore[func-returns-value]
         raise ValueError(f"{name}: expected different names, got {twice!r} twice")
     return given
 
@@ -223,8 +232,8 @@ def _checked(relation: str, groups: object, num_groups: int) -> Tensor:
 
 def _read(path: str | os.PathLike[str]) -> Any:
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except ValueError as error:  # no JSON, or no text at all
+        return json.loads(Path(path).read_text(encoding="utf-8-sig"))
+    except (ValueError, RecursionError) as error:  # no JSON, or no text at all
         raise ValueError(f"path: {path} is no JSON file: {error}") from error
 
 
@@ -262,4 +271,6 @@ def _published(path: str | os.PathLike[str], content: Any) -> Tensor:
 def _tensor(path: str | os.PathLike[str], values: Any) -> Tensor:
     if not isinstance(values, list) or not all(type(value) is int for value in values):
         raise ValueError(f"path: {path}: expected lists of whole numbers as groups")
+    if not all(0 <= value < 2**63 for value in values):
+        raise ValueError(f"path: {path}: expected numbers of groups, got {min(values)} to {max(values)}")
     return torch.tensor(values, dtype=torch.int64)

@@ -12,6 +12,9 @@ from mlcorr.grouping.label_groups import Relation
 Array = NDArray[Any]
 
 
+_NEGLIGIBLE = 1e-9
+
+
 class AffinityOperator:
     r"""M⁺, or M⁻ = 1 − M⁺ off the diagonal, by its products.
 
@@ -24,10 +27,10 @@ class AffinityOperator:
     """
 
     def __init__(self, plus: Any, relation: Relation) -> None:
-        self.plus = plus
+        self.plus = _without_negligible(plus)
         self.relation = relation
         self.size: int = plus.shape[0]
-        together = np.asarray(plus.sum(axis=1)).reshape(-1)
+        together = np.asarray(self.plus.sum(axis=1)).reshape(-1)
         self.degrees: Array = together if relation == "co" else (self.size - 1) - together
 
     def __matmul__(self, x: Array) -> Array:
@@ -68,3 +71,14 @@ class AffinityOperator:
     def restricted(self, labels: Array) -> AffinityOperator:
         """Return the operator of some of the labels, as if there were no others."""
         return AffinityOperator(self.plus[labels][:, labels], self.relation)
+
+
+def _without_negligible(plus: Any) -> Any:
+    """Drop affinities that a tiny ``tau`` makes next to nothing: they would connect labels by rounding errors."""
+    if isinstance(plus, np.ndarray):
+        return np.where(plus > _NEGLIGIBLE, plus, 0.0) if (plus <= _NEGLIGIBLE).any() else plus
+    if (plus.data <= _NEGLIGIBLE).any():
+        plus = plus.copy()
+        plus.data[plus.data <= _NEGLIGIBLE] = 0.0
+        plus.eliminate_zeros()
+    return plus

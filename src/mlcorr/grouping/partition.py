@@ -37,15 +37,15 @@ def partition(
     then filled up to ``min_group_size`` and refined. Groups are numbered by their first label.
 
     Labels without any affinity go to the smallest group, one by one. Unless there are exactly as many connected
-    components as groups, those of less than ``min_group_size`` labels do so too, as a group of next to no labels is of
-    no use; if there still are as many as groups, each stays whole and goes, the largest first, to the smallest group,
-    so that nothing is cut. With at least as many groups as labels, each label is a group.
+    components as groups, the tiny ones (see :func:`tiny`) do so too, as a group of next to no labels is of no use; if
+    there still are as many as groups, each stays whole and goes, the largest first, to the smallest group, so that
+    nothing is cut. With at least as many groups as labels, each label is a group.
     """
     size = operator.size
     if num_groups >= size or num_groups == 1:
         groups = np.arange(size) if num_groups >= size else np.zeros(size, dtype=np.int64)
         return groups, Grouping(operator, groups, max(num_groups, 1)).cut
-    pieces, aside = _pieces(operator, num_groups, min_group_size)
+    pieces, aside = _pieces(operator, num_groups)
     best: Grouping | None = None
     for start in _starts(operator, pieces, num_groups, restarts, seed, form):
         groups = _pack(start, aside, num_groups)
@@ -53,15 +53,18 @@ def partition(
         if operator.relation == "dis":
             found.repair(min_group_size)
             found.refine(min_group_size)
-        if best is None or found.cut < best.cut - 1e-12:
+        if best is None or found.score < best.score:
             best = found
     assert best is not None
     return by_first_label(best.groups), Grouping(operator, best.groups, num_groups).cut
 
 
-def eigenvalues(operator: AffinityOperator, count: int, *, form: Form = "dense") -> Array:
-    """Return the ``count`` smallest eigenvalues of the normalised Laplacian of the labels that have any affinity."""
-    pieces, _ = _pieces(operator, operator.size, 1)
+def eigenvalues(operator: AffinityOperator, count: int, *, form: Form = "dense", all_pieces: bool = True) -> Array:
+    """Return the ``count`` smallest eigenvalues of the normalised Laplacian of the labels that have any affinity.
+
+    Without ``all_pieces`` tiny components are left out too.
+    """
+    pieces, _ = _pieces(operator, None if all_pieces else 0)
     if not pieces or len(pieces) >= count:
         return np.zeros(min(len(pieces), count))
     found = [_eigenpairs(_part(operator, piece), count, form)[0] for piece in pieces]
@@ -69,9 +72,19 @@ def eigenvalues(operator: AffinityOperator, count: int, *, form: Form = "dense")
 
 
 def eigengap(values: Array) -> int:
-    """Return after how many of the ascending ``values`` the gap is widest, at least 2; 1 where there are too few."""
+    """Return after how many of the ascending ``values`` the gap is widest, at least 2; 1 where there are too few.
+
+    Where all are 0, each stands for a component, and there are at least as many groups as values.
+    """
+    if len(values) > 1 and values[-1] < 1e-9:
+        return len(values)
     gaps = np.diff(values)[1:]
     return 2 + int(gaps.argmax()) if len(gaps) else 1
+
+
+def tiny(size: int) -> int:
+    """Return of fewer than how many labels a component is tiny: 3, or a hundredth of all."""
+    return max(3, size // 100)
 
 
 def by_first_label(groups: Array) -> Array:
@@ -82,10 +95,13 @@ def by_first_label(groups: Array) -> Array:
     return np.asarray(number[place.reshape(-1)])
 
 
-def _pieces(operator: AffinityOperator, num_groups: int, min_size: int) -> tuple[list[Array], list[Array]]:
-    """Connected components to be grouped, and those to be set aside; both the largest first."""
-    connected = operator.degrees > 1e-9
-    if operator.relation == "dis":  # what lacks in it are pairs that always stand together: no more than cliques
+def _pieces(operator: AffinityOperator, num_groups: int | None) -> tuple[list[Array], list[Array]]:
+    """Connected components to be grouped, and those to be set aside; both the largest first.
+
+    Tiny ones are set aside unless there are ``num_groups`` in all, and never where that is None.
+    """
+    if operator.relation == "dis":  # hardly a pair lacks in it: it is taken as one component
+        connected = operator.degrees > 0
         return [np.flatnonzero(connected)] if connected.any() else [], list(np.flatnonzero(~connected)[:, None])
     from scipy.sparse import csr_array
     from scipy.sparse.csgraph import connected_components
@@ -93,16 +109,11 @@ def _pieces(operator: AffinityOperator, num_groups: int, min_size: int) -> tuple
     _, component = connected_components(csr_array(operator.plus), directed=False)
     order = np.argsort(component, kind="stable")
     sizes = np.bincount(component)
-    lone = np.flatnonzero(~connected)[:, None]
-    kept = np.flatnonzero(sizes > 1)
     ends = sizes.cumsum()
-    pieces = [order[ends[c] - sizes[c] : ends[c]] for c in kept]
-    pieces.sort(key=lambda piece: (-len(piece), piece[0]))
-    tiny: list[Array] = []
-    if len(pieces) != num_groups:
-        tiny = [piece for piece in pieces if len(piece) < min_size]
-        pieces = [piece for piece in pieces if len(piece) >= min_size]
-    return pieces, [*tiny, *lone]
+    found = [order[ends[c] - sizes[c] : ends[c]] for c in range(len(sizes))]
+    found.sort(key=lambda piece: (-len(piece), piece[0]))
+    least = 2 if num_groups is None or int((sizes > 1).sum()) == num_groups else tiny(operator.size)
+    return [piece for piece in found if len(piece) >= least], [piece for piece in found if len(piece) < least]
 
 
 def _pack(groups: Array, aside: list[Array], num_groups: int) -> Array:

@@ -42,7 +42,12 @@ class Grouping:
     @property
     def cut(self) -> float:
         """The normalised cut; a group without labels counts 0, one without affinity 1."""
-        return float((self.sizes > 0).sum() - _share(self.inner, self.volumes).sum())
+        return max(float((self.sizes > 0).sum() - _share(self.inner, self.volumes).sum()), 0.0)
+
+    @property
+    def score(self) -> tuple[int, float]:
+        """What is better when it is lower: groups without labels, and then the cut, but for rounding."""
+        return int((self.sizes == 0).sum()), round(self.cut, 12)
 
     def toward(self, labels: Array | slice) -> Array:
         """Return H (n, T), the affinity of some labels to each group."""

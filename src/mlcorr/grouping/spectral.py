@@ -53,7 +53,7 @@ class SpectralLabelGrouping(nn.Module):
         min_group_size: Least number of labels in a dis-occurrence group. None is ``max(2, C // (4 T))``, or C // T if
             that is less.
         seed: What all random starts follow from; the global random state is neither read nor changed.
-        solver: "dense" for matrices and all their eigenvectors, "operator" for products with sparse counts and few
+        solver: "dense" for matrices (C, C), "operator" for products with sparse counts and few
             eigenvectors, for which nothing of size C·C is formed. "auto": dense up to 1024 labels. Up to the order of
             rounding both see the same eigenvectors.
 
@@ -63,10 +63,11 @@ class SpectralLabelGrouping(nn.Module):
 
     Note:
         Defined at the edges: a label that never came, or came alone, goes to the smallest co-occurrence group, and so
-        does, as a whole, a component of the graph that is smaller than ``min_group_size``, unless there are exactly T
-        components. Other components stay whole where there are at least T. With C <= T each label is a group, and T
-        becomes C, with a warning if T was more; with T = 1 all labels are one group. The order of the labels has no
-        influence but on labels that the counts cannot tell apart.
+        does, as a whole, a tiny component of the graph (fewer than 3 labels, or than a hundredth of them), unless there
+        are exactly T components. Other components stay whole where there are at least T. With C <= T each label is a
+        group, and T becomes C, with a warning if T was more; with T = 1 all labels are one group. Labels are sorted by
+        their counts first, so that their order decides nothing but between labels with the same number of rows, and
+        the same sums over their pairs.
 
     Differs from the authors' code:
         They partition by scikit-learn's ``SpectralClustering``, and so do we in effect: on MS-COCO the co-occurrence
@@ -194,6 +195,7 @@ class SpectralLabelGrouping(nn.Module):
         those of "dis" are rough, as they stand too close to one another to be told apart.
         """
         check_choice("relation", relation, RELATIONS)
+        check_integer("count", count, minimum=1)
         plus, _ = self._affinity(self.counts)
         return torch.from_numpy(eigenvalues(AffinityOperator(plus, relation), count, form=self._form))
 
@@ -259,6 +261,9 @@ class SpectralLabelGrouping(nn.Module):
                 del state_dict[name]
             return
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+        if f"{prefix}co_groups" in state_dict and f"{prefix}_extra_state" not in state_dict:
+            fitted = bool((self.co_groups >= 0).all()) and bool((self.dis_groups >= 0).all())
+            self._found = ("loaded", self.tau, math.nan, math.nan) if fitted else None
 
     def _refuse(self, state_dict: dict[str, Any], prefix: str) -> str | None:
         """Why the state of another module cannot be taken over."""
@@ -286,7 +291,8 @@ class SpectralLabelGrouping(nn.Module):
         plus, order = self._affinity(counts)
         count = self.num_groups
         if self.auto_groups:
-            values = eigenvalues(AffinityOperator(plus, "co"), min(_GAPS, self.num_labels), form=self._form)
+            most = min(_GAPS, self.num_labels)
+            values = eigenvalues(AffinityOperator(plus, "co"), most, form=self._form, all_pieces=False)
             count = min(eigengap(values), self.num_labels)
         least = max(2, self.num_labels // (4 * count)) if self.min_group_size is None else self.min_group_size
         least = min(least, self.num_labels // count)

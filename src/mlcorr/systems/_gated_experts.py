@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mlcorr._precision import compute_dtype
+from mlcorr._precision import compute_dtype, no_autocast
 from mlcorr.layers import GroupWiseLinear
 
 
@@ -70,16 +71,14 @@ class GatedExperts(nn.Module):
         - Output: logits (B, L), gate logits (B, L) and gates (B, L, E); float32, or float64 for float64 tokens.
     """
 
-    order: Tensor
-    place: Tensor
-
     def __init__(self, groups: Tensor, num_groups: int, experts: int, dim: int) -> None:
         super().__init__()
         self.num_groups, self.experts = num_groups, experts
         self._sizes = torch.bincount(groups, minlength=num_groups).tolist()  # labels of each group
         order = groups.argsort(stable=True)
-        self.register_buffer("order", order, persistent=False)  # labels, group by group
-        self.register_buffer("place", order.argsort(), persistent=False)  # of each label in that order
+        # No buffers: an average of a model's buffers would average these numbers of labels.
+        self.order = order  # labels, group by group
+        self.place = order.argsort()  # of each label in that order
         self.gate = nn.Parameter(torch.empty(len(groups), experts, dim))
         self.classifier = GroupWiseLinear(len(groups), dim)
         bound = 1 / math.sqrt(dim)
@@ -87,20 +86,28 @@ class GatedExperts(nn.Module):
 
     def forward(self, tokens: Tensor, adapted: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return logits, gate logits and gates."""
+        dtype = compute_dtype(tokens, self.gate)
+        with no_autocast(tokens):  # scores that are rounded choose other experts
+            return self._weigh(tokens.to(dtype), adapted.to(dtype))
+
+    def _weigh(self, tokens: Tensor, adapted: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         tokens, adapted = (torch.unflatten(each, 1, (self.experts, self.num_groups)) for each in (tokens, adapted))
-        gates = torch.split(self.gate[self.order], self._sizes)
-        weights = torch.split(self.classifier.weight[self.order], self._sizes)
+        gates = torch.split(self.gate[self.order].to(tokens.dtype), self._sizes)
+        weights = torch.split(self.classifier.weight[self.order].to(tokens.dtype), self._sizes)
         said, scores = [], []
         for group in range(self.num_groups):
             if self._sizes[group]:
                 scores.append(torch.einsum("bed,led->ble", tokens[:, :, group], gates[group]))
                 said.append(torch.einsum("bed,ld->ble", adapted[:, :, group], weights[group]))
         score, logit = torch.cat(scores, dim=1)[:, self.place], torch.cat(said, dim=1)[:, self.place]
-        dtype = compute_dtype(score)
-        score = score.to(dtype)
         share = score.softmax(-1)
-        logits = (share * logit.to(dtype)).sum(-1) + self.classifier.bias.to(dtype)
+        logits = (share * logit).sum(-1) + self.classifier.bias.to(logit.dtype)
         return logits, (share * score).sum(-1), share
+
+    def _apply(self, fn: Any, recurse: bool = True) -> GatedExperts:
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self.order, self.place = fn(self.order), fn(self.place)
+        return self
 
     def extra_repr(self) -> str:
         """Return the configuration for ``print``."""

@@ -32,8 +32,8 @@ class GroupPrompts(nn.Module):
         if not blocks:
             raise ValueError("vit: expected at least one block, got none")
         self.prompts = nn.Parameter(torch.empty(len(blocks), count, vit.out_channels))
-        self._fan = getattr(vit, "patch_dim", 768) + vit.out_channels
-        self._prefix = getattr(vit, "prefix_tokens", 1)
+        self._fan = vit.patch_dim + vit.out_channels
+        self._prefix = vit.prefix_tokens
         self._further = [needless_arguments(block) for block in blocks]
         self.reset_parameters()
 

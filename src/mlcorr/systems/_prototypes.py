@@ -37,6 +37,7 @@ class PrototypeMeans:
         positive = target == 1
         sure = positive & (logits.to(compute_dtype(logits)).sigmoid() >= self.threshold)
         chosen = torch.stack([sure, positive])
+        features = torch.where(positive.unsqueeze(-1), features, 0.0)  # a NaN elsewhere is nobody's business
         self.sums += torch.einsum("kbl,bld->kld", chosen.to(self.dtype), features.to(self.dtype))
         self.counts += chosen.sum(dim=1)
 

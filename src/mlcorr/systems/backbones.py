@@ -165,7 +165,9 @@ class TransformersBackbone(nn.Module):
         """Return tokens (B, prefix + N, D) of images, positions added, as the first layer takes them."""
         embedding = self.model.get_submodule(_need(self._parts, self.model).embedding)
         dtype = next(embedding.parameters()).dtype
-        return _tokens(embedding(images.to(dtype), **self._options), self.model, self.out_channels)
+        offered = inspect.signature(embedding.forward).parameters
+        options = {name: value for name, value in self._options.items() if name in offered}
+        return _tokens(embedding(images.to(dtype), **options), self.model, self.out_channels)
 
 
 class TimmBackbone(nn.Module):
@@ -228,7 +230,8 @@ class TimmBackbone(nn.Module):
         Positions are interpolated to the images' size where the model was built with ``dynamic_img_size=True``.
         """
         patches = self.model.get_submodule(_need(self._parts, self.model).embedding)
-        embedded = self.model._pos_embed(patches(images))  # type: ignore[operator]
+        dtype = next(patches.parameters()).dtype
+        embedded = self.model._pos_embed(patches(images.to(dtype)))  # type: ignore[operator]
         tokens = _tokens(embedded, self.model, self.out_channels)
         for name in ("patch_drop", "norm_pre"):
             if hasattr(self.model, name):

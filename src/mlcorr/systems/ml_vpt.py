@@ -52,7 +52,9 @@ class MLVPT(nn.Module):
     .. math:: nPd + P(2dh + h + d) + 2LEd + 2L(d + 1)
 
     parameters: prompts, adapters, gates, classifiers. The transformer is frozen where it stands: ``requires_grad`` of
-    its parameters is set to False, and it stays in evaluation mode whatever the mode of this module.
+    its parameters is set to False, and it stays in evaluation mode whatever the mode of this module. It may be kept in
+    half precision, ``model.backbone.to(torch.bfloat16)``. An average of the weights must not average buffers, among
+    which are the groups: ``AveragedModel`` without ``use_buffers``.
 
     Args:
         vit: A :class:`mlcorr.systems.vit.VisionTransformer`, such as :func:`mlcorr.systems.backbones.from_transformers`
@@ -149,7 +151,6 @@ class MLVPT(nn.Module):
         self._group = check_group("group", group)
 
         self.backbone = cast(nn.Module, vit)
-        self.backbone.requires_grad_(False).eval()
         half = self.num_groups * self.experts
         self.prompts = GroupPrompts(vit, 2 * half)
         self.adapters = PromptAdapters(2 * half, vit.out_channels, bottleneck)
@@ -158,6 +159,7 @@ class MLVPT(nn.Module):
         self.register_buffer("co_groups", groups.co.clone())
         self.register_buffer("dis_groups", groups.dis.clone())
         self._loss = AsymmetricLoss(gamma_neg=gamma_neg, gamma_pos=gamma_pos, clip=clip, reduction="sum")
+        self.backbone.requires_grad_(False).eval()  # last: whoever passes something wrong keeps his model as it was
 
     def forward(self, images: Tensor) -> MLVPTOutput:
         """Return logits, those of the branches and of the gates, and the gates."""
@@ -165,6 +167,7 @@ class MLVPT(nn.Module):
         tokens = self.prompts(vit, images, recompute=self.checkpoint_blocks)
         if self.prompt_output == "norm":
             tokens = vit.norm(tokens)
+        tokens = tokens.to(self.adapters.down.dtype)  # the frozen part may be kept in half precision
         adapted = self.adapters(tokens)
         half = tokens.shape[1] // 2
         co, co_gate, co_share = self.co(tokens[:, :half], adapted[:, :half])

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 _BLOCKS = ("layers", "encoder.layer", "encoder.layers")
 _NORMS = ("layernorm", "post_layernorm")
+_PROTOCOL = ("embed", "blocks", "norm", "out_channels", "prefix_tokens", "patch_dim")
+_AFTER = ("pooler", "head", "dropout")  # what a model may have behind the last norm, or does nothing in evaluation
 _ELSEWHERE = ("position", "rope")  # in a block's arguments: it counts on the number and order of tokens
 
 
@@ -67,9 +69,18 @@ def transformers_parts(model: nn.Module) -> Parts | str:
     patches = _patch_dim(embedding)
     if blocks is None or norm is None or patches is None:
         return "which has no embeddings with patches, layers and last layer norm"
-    for name in ("rope_embeddings", "pre_layrnorm"):
-        if _find(model, at + name) is not None:
-            return f"which does more between embeddings and layers ({name})"
+    root = blocks.removeprefix(at).partition(".")[0]
+    further = _further(model if not at else inner, {"embeddings", root, norm.removeprefix(at), *_AFTER})
+    if further is None and "." in blocks.removeprefix(at):
+        further = _further(_find(model, at + root), {blocks.rpartition(".")[2]})
+    if further is not None:
+        return f"which does more than embeddings, layers and last norm ({further})"
+    for name, _ in model.named_modules():
+        if "relative_position" in name:
+            return f"whose layers take relative positions ({name})"
+    for name, _ in embedding.named_parameters() if embedding is not None else ():
+        if "detection" in name:
+            return f"which has tokens of other kinds ({name})"
     return _why_not_plain(_find(model, blocks)) or Parts(f"{at}embeddings", blocks, norm, patches)
 
 
@@ -91,7 +102,7 @@ def check_vit(name: str, value: object) -> VisionTransformer:
     """Return ``value`` if it is a module with the parts of a vision transformer."""
     if not isinstance(value, nn.Module):
         raise TypeError(f"{name}: expected a torch.nn.Module, got {type(value).__name__}")
-    lacking = [part for part in ("embed", "blocks", "norm", "out_channels") if getattr(value, part, None) is None]
+    lacking = [part for part in _PROTOCOL if getattr(value, part, None) is None]
     if lacking:
         raise TypeError(
             f"{name}: expected a vision transformer in parts, as mlcorr.systems.backbones.from_transformers and "
@@ -111,6 +122,14 @@ def _find(model: nn.Module, path: str) -> nn.Module | None:
     for name in path.split("."):
         found = getattr(found, name, None)
     return found if isinstance(found, nn.Module) else None
+
+
+def _further(module: nn.Module | None, expected: set[str]) -> str | None:
+    """Return what a module has of its own besides the expected parts: it will do something with it."""
+    if module is None:
+        return None
+    names = [name for name, _ in (*module.named_children(), *module.named_parameters(recurse=False))]
+    return next((name for name in names if name not in expected), None)
 
 
 def _patch_dim(embedding: object) -> int | None:
