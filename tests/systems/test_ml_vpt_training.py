@@ -17,6 +17,7 @@ from mlcorr.grouping import LabelGroups
 from mlcorr.metrics import multilabel_scores
 from mlcorr.systems.ml_vpt import MLVPT
 from tests.systems.ml_vpt_cases import GROUPS, LABELS, images, make_model, make_vit, targets, trained
+from tests.systems.planted import planted
 
 KINDS = ["vit", "timm"]
 
@@ -98,22 +99,8 @@ def test_a_model_in_half_precision_is_finite(dtype: torch.dtype) -> None:
 # ------------------------------------------------------------------------------------------------------- learning
 
 
-def planted(number: int = 96) -> tuple[Tensor, Tensor]:
-    """Return noise (N, 3, 24, 24) with the square pattern of every present label somewhere on a grid of 9."""
-    generator = torch.Generator().manual_seed(0)
-    patterns = torch.randn(LABELS, 3, 8, 8, generator=generator).sign()
-    target = (torch.rand(number, LABELS, generator=generator) < 0.35).long()
-    canvas = 0.3 * torch.randn(number, 3, 24, 24, generator=generator)
-    for image in range(number):
-        places = torch.randperm(9, generator=generator)
-        for label in target[image].nonzero().flatten().tolist():
-            row, column = divmod(int(places[label]), 3)
-            canvas[image, :, 8 * row : 8 * row + 8, 8 * column : 8 * column + 8] += patterns[label]
-    return canvas, target
-
-
 def test_prompts_learn_what_a_random_frozen_transformer_does_not_say() -> None:
-    x, target = planted()
+    x, target = planted(96, LABELS, cells=3, side=8)
     torch.manual_seed(0)
     model = MLVPT(make_vit(), GROUPS).train()
     optimizer = torch.optim.AdamW(trained(model).values(), lr=1e-2)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from mlcorr.metrics import multilabel_scores
 from mlcorr.systems.oprl import OPRL
+from tests.systems.planted import planted
 
 CHANNELS, LABELS = 16, 5
 
@@ -37,22 +38,8 @@ def test_with_a_resnet101_trunk_it_has_the_papers_86_million() -> None:
     assert round(count(model)) == 86
 
 
-def planted(images: int = 64) -> tuple[Tensor, Tensor]:
-    """Return noise (N, 3, 16, 16) with the square pattern of every present label somewhere on a grid."""
-    generator = torch.Generator().manual_seed(0)
-    patterns = torch.randn(LABELS, 3, 4, 4, generator=generator).sign()
-    target = (torch.rand(images, LABELS, generator=generator) < 0.35).long()
-    canvas = 0.3 * torch.randn(images, 3, 16, 16, generator=generator)
-    for image in range(images):
-        places = torch.randperm(16, generator=generator)
-        for label in target[image].nonzero().flatten().tolist():
-            row, column = divmod(int(places[label]), 4)
-            canvas[image, :, 4 * row : 4 * row + 4, 4 * column : 4 * column + 4] += patterns[label]
-    return canvas, target
-
-
 def test_it_learns_64_images_by_heart() -> None:
-    images, target = planted()
+    images, target = planted(64, LABELS)
     assert target.sum(0).min() >= 10
     torch.manual_seed(0)
     backbone = nn.Sequential(nn.Conv2d(3, CHANNELS, 4, stride=4), nn.ReLU())

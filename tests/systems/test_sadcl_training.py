@@ -14,26 +14,13 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mlcorr.metrics import multilabel_scores
 from mlcorr.systems.sadcl import SADCL
+from tests.systems.planted import planted
 
 CHANNELS, LABELS = 16, 5
 
 
-def planted(images: int = 64) -> tuple[Tensor, Tensor]:
-    """Return noise (N, 3, 16, 16) with the square pattern of every present label somewhere on a grid."""
-    generator = torch.Generator().manual_seed(0)
-    patterns = torch.randn(LABELS, 3, 4, 4, generator=generator).sign()
-    target = (torch.rand(images, LABELS, generator=generator) < 0.35).long()
-    canvas = 0.3 * torch.randn(images, 3, 16, 16, generator=generator)
-    for image in range(images):
-        places = torch.randperm(16, generator=generator)
-        for label in target[image].nonzero().flatten().tolist():
-            row, column = divmod(int(places[label]), 4)
-            canvas[image, :, 4 * row : 4 * row + 4, 4 * column : 4 * column + 4] += patterns[label]
-    return canvas, target
-
-
 def test_it_learns_64_images_by_heart_in_two_stages() -> None:
-    images, target = planted()
+    images, target = planted(64, LABELS)
     torch.manual_seed(0)
     backbone = nn.Sequential(nn.Conv2d(3, CHANNELS, 4, stride=4), nn.ReLU())
     model = SADCL(backbone, CHANNELS, LABELS, proj_dim=16, proj_width=32, width=32, bank=None)

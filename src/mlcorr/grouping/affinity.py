@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from mlcorr._checks import check_number, check_tensor
+from mlcorr.grouping.cooccurrence import entries_of
 
 _COMPLEX = (torch.complex32, torch.complex64, torch.complex128)
 
@@ -158,13 +159,4 @@ def _check(table: Tensor, labels: Tensor, names: tuple[str, str] = ("counts", "l
 
 def _entries(table: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Row, column and value of each entry, sorted."""
-    if table.layout == torch.strided:
-        row, column = table.nonzero(as_tuple=True)
-        return row, column, table[row, column]
-    if table.layout == torch.sparse_csr:
-        length = table.crow_indices().long().diff()
-        row = torch.arange(len(length), device=length.device).repeat_interleave(length)
-        return row, table.col_indices().long(), table.values()
-    table = table.coalesce()
-    row, column = table.indices()
-    return row, column, table.values()
+    return entries_of(table.coalesce() if table.layout == torch.sparse_coo else table)

@@ -117,7 +117,7 @@ class LabelCooccurrence(nn.Module):
         if targets.layout == torch.strided and isinstance(self.together, _DensePairs):
             self._count_matrix(targets)
         else:
-            self._count_entries(*_entries(targets))
+            self._count_entries(*entries_of(targets))
         self.rows += targets.shape[0]
 
     @torch.no_grad()
@@ -368,7 +368,7 @@ def _pairs(left: Tensor, right: Tensor, start: Tensor, stop: Tensor, size: int) 
         yield keys.unique(return_counts=True)
 
 
-def _entries(targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def entries_of(targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Row, label and value of each entry that is stored, or of a dense tensor that is not 0."""
     if targets.layout == torch.strided:
         row, label = targets.nonzero(as_tuple=True)

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import tempfile
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -171,8 +172,9 @@ class LabelGroups:
         if isinstance(content, list):
             if dis is None:
                 raise ValueError(f"dis: {path} holds one relation; expected the file of the dis-occurrence groups too")
-            parts = [_published(path, content), _published(dis, _read(dis))]
-            count = max(len(content), len(_read(dis)))
+            other = _read(dis)
+            parts = [_published(path, content), _published(dis, other)]
+            count = max(len(content), len(other))
             own = check_names("file_names", names if file_names is None else file_names, len(parts[0]))
             groups = cls(parts[0], parts[1], own, count, method="published")
         else:
@@ -211,8 +213,7 @@ def check_names(name: str, names: Sequence[str] | None, num_labels: int | None) 
     if num_labels is not None and len(given) != num_labels:
         raise ValueError(f"{name}: expected {num_labels} names, one a label, got {len(given)}")
     if len(set(given)) != len(given):
-        seen: set[str] = set()
-        twice = next(each for each in given if each in seen or seen.add(each))  # type: ignore[func-returns-value]
+        twice = next(each for each, number in Counter(given).items() if number > 1)
         raise ValueError(f"{name}: expected different names, got {twice!r} twice")
     return given
 

@@ -7,6 +7,6 @@ from __future__ import annotations
 
 ERROR: str | None = None
 try:
-    from mlcorr.ops.norder import closed_form_triton  # noqa: F401
+    from mlcorr.ops.norder import probabilities_triton  # noqa: F401  (the least of them, which asks for the version)
 except Exception as error:  # whatever a broken or foreign build of Triton raises
     ERROR = f"{type(error).__name__}: {error}"

@@ -48,20 +48,22 @@ class GroupPrompts(nn.Module):
         tokens, width = vit.embed(images), self.prompts.shape[2]
         if tokens.dim() != 3 or tokens.shape[2] != width:
             raise ValueError(f"vit: expected embed to return tokens (B, N, {width}), got {tuple(tokens.shape)}")
+        prefix, count = self._prefix, self.prompts.shape[1]
+        leading, patches = tokens[:, :prefix], tokens[:, prefix:]
         for block, prompts, further in zip(vit.blocks, self.prompts, self._further, strict=True):
             run = partial(self._run, block, further)
             if recompute and torch.is_grad_enabled():
-                tokens = checkpoint(run, tokens, prompts, use_reentrant=False)
+                tokens = checkpoint(run, leading, prompts, patches, use_reentrant=False)
             else:
-                tokens = run(tokens, prompts)
-            own = tokens[:, self._prefix : self._prefix + self.prompts.shape[1]]
-            tokens = torch.cat([tokens[:, : self._prefix], tokens[:, self._prefix + self.prompts.shape[1] :]], dim=1)
+                tokens = run(leading, prompts, patches)
+            leading, own, patches = tokens[:, :prefix], tokens[:, prefix : prefix + count], tokens[:, prefix + count :]
         return own
 
-    def _run(self, block: nn.Module, further: tuple[None, ...], tokens: Tensor, prompts: Tensor) -> Tensor:
+    @staticmethod
+    def _run(block: nn.Module, further: tuple[None, ...], leading: Tensor, prompts: Tensor, patches: Tensor) -> Tensor:
         """Return all tokens, those of the prompts among them, after a block."""
-        rows = prompts.to(tokens.dtype).expand(tokens.shape[0], -1, -1)
-        output = block(torch.cat([tokens[:, : self._prefix], rows, tokens[:, self._prefix :]], dim=1), *further)
+        rows = prompts.to(patches.dtype).expand(patches.shape[0], -1, -1)
+        output = block(torch.cat([leading, rows, patches], dim=1), *further)
         found: Tensor = output[0] if isinstance(output, tuple) else output
         return found
 

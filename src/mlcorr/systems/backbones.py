@@ -106,7 +106,28 @@ def from_timm(model: nn.Module) -> TimmBackbone:
     return TimmBackbone(model)
 
 
-class TransformersBackbone(nn.Module):
+class _InParts(nn.Module):
+    """A wrapped model that may be a plain vision transformer, and then has the parts of one."""
+
+    model: nn.Module
+    _parts: Parts | str
+
+    @property
+    def patch_dim(self) -> int:
+        return _need(self._parts, self.model).patch_dim
+
+    @property
+    def blocks(self) -> Iterable[nn.Module]:
+        """The blocks, in order."""
+        return cast(Iterable[nn.Module], self.model.get_submodule(_need(self._parts, self.model).blocks))
+
+    @property
+    def norm(self) -> nn.Module:
+        """The norm after the last block."""
+        return self.model.get_submodule(_need(self._parts, self.model).norm)
+
+
+class TransformersBackbone(_InParts):
     """What :func:`from_transformers` returns.
 
     Attributes:
@@ -137,6 +158,10 @@ class TransformersBackbone(nn.Module):
         offered = inspect.signature(self.model.forward).parameters
         self._options = {"interpolate_pos_encoding": True} if "interpolate_pos_encoding" in offered else {}
         self._parts = transformers_parts(self.model)
+        self._embedding_options: dict[str, bool] = {}
+        if isinstance(self._parts, Parts):
+            offered = inspect.signature(self.model.get_submodule(self._parts.embedding).forward).parameters
+            self._embedding_options = {name: value for name, value in self._options.items() if name in offered}
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the feature map (B, D, H, W) or the tokens (B, N, D) of images (B, 3, height, width)."""
@@ -147,30 +172,14 @@ class TransformersBackbone(nn.Module):
             raise ValueError(f"model: expected {name} to return last_hidden_state, got {type(output).__name__}")
         return _checked(features, name, self.out_channels, self.prefix_tokens)
 
-    @property
-    def patch_dim(self) -> int:  # noqa: D102
-        return _need(self._parts, self.model).patch_dim
-
-    @property
-    def blocks(self) -> Iterable[nn.Module]:
-        """The layers, in order."""
-        return cast(Iterable[nn.Module], self.model.get_submodule(_need(self._parts, self.model).blocks))
-
-    @property
-    def norm(self) -> nn.Module:
-        """The layer norm after the last layer."""
-        return self.model.get_submodule(_need(self._parts, self.model).norm)
-
     def embed(self, images: Tensor) -> Tensor:
         """Return tokens (B, prefix + N, D) of images, positions added, as the first layer takes them."""
         embedding = self.model.get_submodule(_need(self._parts, self.model).embedding)
         dtype = next(embedding.parameters()).dtype
-        offered = inspect.signature(embedding.forward).parameters
-        options = {name: value for name, value in self._options.items() if name in offered}
-        return _tokens(embedding(images.to(dtype), **options), self.model, self.out_channels)
+        return _tokens(embedding(images.to(dtype), **self._embedding_options), self.model, self.out_channels)
 
 
-class TimmBackbone(nn.Module):
+class TimmBackbone(_InParts):
     """What :func:`from_timm` returns.
 
     Attributes:
@@ -209,20 +218,6 @@ class TimmBackbone(nn.Module):
         if features.dim() == 4 and self._channels_last:
             features = features.permute(0, 3, 1, 2)
         return _checked(features, name, self.out_channels, self.prefix_tokens)
-
-    @property
-    def patch_dim(self) -> int:  # noqa: D102
-        return _need(self._parts, self.model).patch_dim
-
-    @property
-    def blocks(self) -> Iterable[nn.Module]:
-        """The blocks, in order."""
-        return cast(Iterable[nn.Module], self.model.get_submodule(_need(self._parts, self.model).blocks))
-
-    @property
-    def norm(self) -> nn.Module:
-        """The norm after the last block."""
-        return self.model.get_submodule(_need(self._parts, self.model).norm)
 
     def embed(self, images: Tensor) -> Tensor:
         """Return tokens (B, prefix + N, D) of images, positions added, as the first block takes them.
