@@ -27,6 +27,7 @@ from benchmarks.report import console_of_run, print_case
 from benchmarks.run import SCHEMA, describe
 from mlcorr.functional import average_message, purify
 from mlcorr.systems.backbones import from_transformers
+from mlcorr.systems.latent_context import LatentContext
 from mlcorr.systems.oprl import OPRL
 
 CHANNELS, LABELS = 2048, 80  # of a ResNet-101, of MS-COCO
@@ -151,6 +152,8 @@ def sizes() -> list[tuple[str, float, float]]:
             "ResNet-101 trunk": trunk,
             "with a linear classifier": nn.Sequential(trunk, linear_head(CHANNELS, LABELS)),
             "with OPRL": OPRL(trunk, CHANNELS, LABELS),
+            "with latent context": LatentContext(trunk, CHANNELS, LABELS).deploy(),
+            "with latent context, 768 wide": LatentContext(trunk, CHANNELS, LABELS, dim=768).deploy(),
             "with Query2Label's head": nn.Sequential(trunk, Query2Label(CHANNELS, LABELS)),
         }
         rows = []

@@ -34,8 +34,12 @@ def test_a_wrong_contestant_is_refused() -> None:
 
 def test_sizes_with_a_resnet_101() -> None:
     pytest.importorskip("transformers")
-    parameters = {name: millions for name, millions, _ in layers.sizes()}
+    parameters, operations = ({row[0]: row[column] for row in layers.sizes()} for column in (1, 2))
     assert parameters["ResNet-101 trunk"] == pytest.approx(42.5, abs=0.05)
     assert round(parameters["with OPRL"]) == 86  # as the paper says
+    # The paper has 69.7 million and, counting a multiply and an add as one, 35.8 GFLOPs.
+    assert parameters["with latent context"] == pytest.approx(58.06, abs=0.005)
+    assert operations["with latent context"] / 2 == pytest.approx(32.62, abs=0.005)
+    assert parameters["with latent context, 768 wide"] == pytest.approx(70.08, abs=0.005)
     heads = (layers.linear_head(8, 3), layers.Query2Label(8, 3))
     assert [head(torch.randn(2, 8, 4, 5)).shape for head in heads] == [(2, 3), (2, 3)]
