@@ -13,27 +13,41 @@ from mlcorr.layers import (
     SpatialPurifiedAttention,
 )
 from mlcorr.losses import (
+    AssumeNegativeLoss,
     AsymmetricLoss,
     BinaryCrossEntropyLoss,
     DualContrastiveLoss,
+    HillLoss,
+    LargeLoss,
     MLDLoss,
     MultiOrderDependencyLoss,
+    PartialAsymmetricLoss,
+    PartialBCELoss,
+    SPLCLoss,
+    WeakAssumeNegativeLoss,
 )
 
 __version__ = "0.1.0.dev0"
 
 __all__ = [
+    "AssumeNegativeLoss",
     "AsymmetricLoss",
     "AverageMessageGCN",
     "BidirectionalRefiner",
     "BinaryCrossEntropyLoss",
     "DualContrastiveLoss",
     "GroupWiseLinear",
+    "HillLoss",
     "LabelCooccurrence",
     "LabelGroups",
+    "LargeLoss",
     "MLDLoss",
     "MultiOrderDependencyLoss",
+    "PartialAsymmetricLoss",
+    "PartialBCELoss",
     "PurifiedFeatures",
+    "SPLCLoss",
     "SpatialPurifiedAttention",
     "SpectralLabelGrouping",
+    "WeakAssumeNegativeLoss",
 ]

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import math
-from typing import Literal, TypeAlias
-
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mlcorr._checks import check_broadcastable, check_choice, check_floating, check_number
 from mlcorr._precision import compute_dtype, no_autocast
 from mlcorr._reduction import REDUCTIONS, Reduction, reduce
 from mlcorr._targets import check_target, split_target
-
-Inputs: TypeAlias = Literal["logits", "probabilities"]
+from mlcorr.losses._focal import Inputs, focal_terms
 
 
 def asymmetric_loss(
@@ -84,16 +79,9 @@ def asymmetric_loss(
     if known is not None:
         x = torch.where(known, x, 0.5)  # a NaN at an unknown label reaches neither value nor gradient
     with no_autocast(x):
-        p, log_p, log_not_p = _log_probabilities(x, inputs)
-        focal_log_p, focal_log_not_p = log_p, log_not_p
-        if not detach_focal and inputs == "logits":
-            # Where a focusing factor no longer depends on x, the other factor of its gradient may overflow.
-            _, focal_log_p, focal_log_not_p = _log_probabilities(x.clamp(-1e30, 1e30), inputs)
-        positive = _focus(focal_log_not_p, gamma_pos, detach_focal) * -log_p
-        if clip == 0:
-            negative = _focus(focal_log_p, gamma_neg, detach_focal) * -log_not_p
-        else:
-            negative = _clipped_negative(p, log_not_p, gamma_neg, clip, detach_focal)
+        positive, negative = focal_terms(
+            x, gamma_pos=gamma_pos, gamma_neg=gamma_neg, clip=clip, detach=detach_focal, inputs=inputs
+        )
     if pos_weight is not None:
         positive = positive * pos_weight.to(x.dtype)
     loss = y * positive + (1 - y) * negative
@@ -172,30 +160,3 @@ class AsymmetricLoss(nn.Module):
             f"gamma_neg={self.gamma_neg:g}, gamma_pos={self.gamma_pos:g}, clip={self.clip:g}, "
             f"detach_focal={self.detach_focal}, inputs={self.inputs!r}, reduction={self.reduction!r}"
         )
-
-
-def _log_probabilities(x: Tensor, inputs: Inputs) -> tuple[Tensor, Tensor, Tensor]:
-    """Return p, log p and log(1 − p)."""
-    if inputs == "logits":
-        return x.sigmoid(), F.logsigmoid(x), F.logsigmoid(-x)
-    # PyTorch's own clamps: logarithms at −100, and 1e-12 under the fraction in their gradients.
-    log_p = -F.binary_cross_entropy(x, torch.ones_like(x), reduction="none")
-    log_not_p = -F.binary_cross_entropy(x, torch.zeros_like(x), reduction="none")
-    return x, log_p, log_not_p
-
-
-def _focus(log_base: Tensor, gamma: float, detach: bool) -> Tensor:
-    """base^γ as exp(γ·log base): its gradient γ·base^γ·(log base)′ has no base^(γ − 1), infinite at 0 for γ < 1."""
-    return torch.exp(gamma * (log_base.detach() if detach else log_base))
-
-
-def _clipped_negative(p: Tensor, log_not_p: Tensor, gamma: float, clip: float, detach: bool) -> Tensor:
-    """−q^γ·log(1 − q) for q = max(p − clip, 0)."""
-    above = p > clip
-    q = torch.where(above, p - clip, 0.25)  # any number with a finite logarithm: the last line drops it
-    # Near q = 0, log1p keeps what 1 − q rounds away; near p = 1, (1 − p) + clip does. Each branch of a `where` must
-    # have a finite gradient on its own, so that the one not taken gets a harmless argument.
-    small = q < 0.5
-    far = torch.logaddexp(log_not_p, log_not_p.new_tensor(math.log(clip)))
-    log_not_q = torch.where(small, torch.log1p(-torch.where(small, q, 0.0)), far)
-    return torch.where(above, _focus(q.log(), gamma, detach) * -log_not_q, 0.0)

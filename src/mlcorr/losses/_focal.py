@@ -1,0 +1,69 @@
+"""Focused binary cross-entropy: the two terms that asymmetric losses mix, and the positive one on its own."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal, TypeAlias
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Inputs: TypeAlias = Literal["logits", "probabilities"]
+
+# Where a focusing factor no longer depends on x, the other factor of its gradient may overflow: it sees x up to here.
+_FAR = 1e30
+
+
+def focal_terms(
+    x: Tensor,
+    *,
+    gamma_pos: float,
+    gamma_neg: float | Tensor,
+    clip: float,
+    detach: bool,
+    inputs: Inputs = "logits",
+) -> tuple[Tensor, Tensor]:
+    """Return −(1 − p)^γ⁺·log p and −q^γ⁻·log(1 − q), with q = max(p − clip, 0)."""
+    p, log_p, log_not_p = _log_probabilities(x, inputs)
+    focal_log_p, focal_log_not_p = log_p, log_not_p
+    if not detach and inputs == "logits":
+        _, focal_log_p, focal_log_not_p = _log_probabilities(x.clamp(-_FAR, _FAR), inputs)
+    positive = _focus(focal_log_not_p, gamma_pos, detach) * -log_p
+    if clip == 0:
+        negative = _focus(focal_log_p, gamma_neg, detach) * -log_not_p
+    else:
+        negative = _clipped_negative(p, log_not_p, gamma_neg, clip, detach)
+    return positive, negative
+
+
+def focal_positive(x: Tensor, gamma: float) -> Tensor:
+    """Return −(1 − p)^γ·log p of logits, the factor not detached; of −x it is the negative term without a clip."""
+    return _focus(F.logsigmoid(-x.clamp(-_FAR, _FAR)), gamma, False) * -F.logsigmoid(x)
+
+
+def _log_probabilities(x: Tensor, inputs: Inputs) -> tuple[Tensor, Tensor, Tensor]:
+    """Return p, log p and log(1 − p)."""
+    if inputs == "logits":
+        return x.sigmoid(), F.logsigmoid(x), F.logsigmoid(-x)
+    # PyTorch's own clamps: logarithms at −100, and 1e-12 under the fraction in their gradients.
+    log_p = -F.binary_cross_entropy(x, torch.ones_like(x), reduction="none")
+    log_not_p = -F.binary_cross_entropy(x, torch.zeros_like(x), reduction="none")
+    return x, log_p, log_not_p
+
+
+def _focus(log_base: Tensor, gamma: float | Tensor, detach: bool) -> Tensor:
+    """base^γ as exp(γ·log base): its gradient γ·base^γ·(log base)′ has no base^(γ − 1), infinite at 0 for γ < 1."""
+    return torch.exp(gamma * (log_base.detach() if detach else log_base))
+
+
+def _clipped_negative(p: Tensor, log_not_p: Tensor, gamma: float | Tensor, clip: float, detach: bool) -> Tensor:
+    """−q^γ·log(1 − q) for q = max(p − clip, 0)."""
+    above = p > clip
+    q = torch.where(above, p - clip, 0.25)  # any number with a finite logarithm: the last line drops it
+    # Near q = 0, log1p keeps what 1 − q rounds away; near p = 1, (1 − p) + clip does. Each branch of a `where` must
+    # have a finite gradient on its own, so that the one not taken gets a harmless argument.
+    small = q < 0.5
+    far = torch.logaddexp(log_not_p, log_not_p.new_tensor(math.log(clip)))
+    log_not_q = torch.where(small, torch.log1p(-torch.where(small, q, 0.0)), far)
+    return torch.where(above, _focus(q.log(), gamma, detach) * -log_not_q, 0.0)

@@ -1,0 +1,48 @@
+"""What treatments of unknown labels share: entries as they read them, their two terms, and selection by rank."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mlcorr._checks import check_floating
+from mlcorr._precision import compute_dtype
+from mlcorr._targets import check_target, split_target
+
+
+class Entries(NamedTuple):
+    """Logits and targets of one dtype, unknown targets 0, and where they are unknown."""
+
+    x: Tensor
+    y: Tensor
+    unknown: Tensor
+
+
+def read_entries(input: Tensor, target: Tensor) -> Entries:
+    """Check logits (..., C) and targets and return them in the dtype of computation."""
+    check_floating("input", input)
+    check_target("target", target, "input", input)
+    x = input.to(compute_dtype(input))
+    y, known = split_target(target, x.dtype)
+    unknown = torch.zeros_like(x, dtype=torch.bool) if known is None else ~known
+    return Entries(x, y, unknown)
+
+
+def log_losses(x: Tensor, label_smoothing: float = 0.0) -> tuple[Tensor, Tensor]:
+    """Return −log p and −log(1 − p), each with ε/2 of its weight given to the other."""
+    positive, negative = -F.logsigmoid(x), -F.logsigmoid(-x)
+    if label_smoothing == 0:
+        return positive, negative
+    share = label_smoothing / 2
+    return (1 - share) * positive + share * negative, (1 - share) * negative + share * positive
+
+
+def largest(scores: Tensor, among: Tensor, count: int) -> Tensor:
+    """Return where the ``count`` largest of ``scores`` are of those ``among``; of equal ones the first come first."""
+    candidates = torch.where(among, scores.detach(), -torch.inf).flatten()
+    order = candidates.sort(descending=True, stable=True).indices  # top-k leaves open which of equal ones it takes
+    chosen = torch.arange(order.numel(), device=order.device) < count
+    return torch.zeros_like(chosen).scatter(0, order, chosen).view(among.shape) & among

@@ -1,0 +1,121 @@
+"""Weak assume negative (WAN): what is not known to be positive is a negative of small weight."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from mlcorr._checks import check_choice, check_number
+from mlcorr._reduction import REDUCTIONS, Reduction, reduce
+from mlcorr.losses.partial._entries import log_losses, read_entries
+
+
+def weak_assume_negative_loss(
+    input: Tensor,
+    target: Tensor,
+    *,
+    weight: float | None = None,
+    label_smoothing: float = 0.0,
+    trust_negatives: bool = False,
+    reduction: Reduction = "mean",
+) -> Tensor:
+    r"""−y·log p − weight·(1 − y)·log(1 − p) with y = target.clamp(min=0), p = σ(input); a mean over all entries.
+
+    With the default weight of 1/(C − 1) the C − 1 assumed negatives of a row weigh as much as the one positive that
+    it is expected to have.
+
+    Args:
+        input: Logits (..., C); float16, bfloat16, float32 or float64.
+        target: (..., C), 0/1 or soft in [0, 1], bool, integer or floating point; −1 is an unknown label, which the
+            paper's data write as 0.
+        weight: Of an assumed negative, >= 0. None is the paper's 1/(C − 1), and 1 where C is 1.
+        label_smoothing: ε in [0, 1]: the loss of a label becomes 1 − ε/2 of itself and ε/2 of the opposite one's.
+        trust_negatives: What a 0 is: False takes it for −1, as in the paper; with True it is a known negative of
+            weight 1, and only −1 is weak.
+        reduction: "mean" over all entries (the official code's), "batchmean", "sum" or "none".
+
+    Returns:
+        Scalar, or (..., C) for "none"; float32, or float64 for float64 logits. An empty batch gives 0.
+
+    Raises:
+        TypeError: ``input`` is no floating-point tensor, or a parameter no number.
+        ValueError: Shapes or devices differ, an unknown reduction, or a parameter is outside its range.
+
+    Differs from the authors' code:
+        Equal to it for 0/1 targets with its 1e-5 inside logarithms at 0. It has no label smoothing here, and divides
+        by zero for a single label.
+
+    Reference:
+        Cole et al., "Multi-Label Learning from Single Positive Labels", CVPR 2021.
+
+    Example:
+        >>> import torch
+        >>> from mlcorr.functional import weak_assume_negative_loss
+        >>> target = torch.tensor([[1, 0, -1]])
+        >>> weak_assume_negative_loss(torch.zeros(1, 3), target, reduction="none")
+        tensor([[0.6931, 0.3466, 0.3466]])
+        >>> weak_assume_negative_loss(torch.zeros(1, 3), target, trust_negatives=True, reduction="none")
+        tensor([[0.6931, 0.6931, 0.3466]])
+    """
+    check_choice("reduction", reduction, REDUCTIONS)
+    label_smoothing = check_number("label_smoothing", label_smoothing, minimum=0.0, maximum=1.0)
+    if weight is not None:
+        weight = check_number("weight", weight, minimum=0.0)
+    x, y, unknown = read_entries(input, target)
+    if weight is None:
+        weight = 1 / max(x.shape[-1] - 1, 1)
+    positive, negative = log_losses(x, label_smoothing)
+    weak = weight * negative
+    if trust_negatives:
+        weak = torch.where(unknown, weak, negative)
+    return reduce(y * positive + (1 - y) * weak, None, reduction)
+
+
+class WeakAssumeNegativeLoss(nn.Module):
+    """Module of :func:`mlcorr.functional.weak_assume_negative_loss`; the defaults are the paper's.
+
+    Parameters are those of the function.
+
+    Shape:
+        - input, target: (..., C).
+        - Output: (), or (..., C) with ``reduction="none"``.
+
+    Example:
+        >>> import torch
+        >>> from mlcorr import WeakAssumeNegativeLoss
+        >>> WeakAssumeNegativeLoss(reduction="batchmean")(torch.zeros(1, 3), torch.tensor([[1, -1, -1]]))
+        tensor(1.3863)
+    """
+
+    def __init__(
+        self,
+        *,
+        weight: float | None = None,
+        label_smoothing: float = 0.0,
+        trust_negatives: bool = False,
+        reduction: Reduction = "mean",
+    ) -> None:
+        super().__init__()
+        check_choice("reduction", reduction, REDUCTIONS)
+        self.weight = None if weight is None else check_number("weight", weight, minimum=0.0)
+        self.label_smoothing = check_number("label_smoothing", label_smoothing, minimum=0.0, maximum=1.0)
+        self.trust_negatives = trust_negatives
+        self.reduction = reduction
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        """Return the loss; see :func:`mlcorr.functional.weak_assume_negative_loss`."""
+        return weak_assume_negative_loss(
+            input,
+            target,
+            weight=self.weight,
+            label_smoothing=self.label_smoothing,
+            trust_negatives=self.trust_negatives,
+            reduction=self.reduction,
+        )
+
+    def extra_repr(self) -> str:
+        """Return the configuration for ``print``."""
+        return (
+            f"weight={self.weight}, label_smoothing={self.label_smoothing:g}, "
+            f"trust_negatives={self.trust_negatives}, reduction={self.reduction!r}"
+        )
