@@ -5,30 +5,23 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Sequence
 from dataclasses import asdict, replace
-from itertools import product
-from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
 
 import torch
-from rich import box
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
+from examples.comparison import Scores, plain_console, progress_bar, settings_from, summarise, table_of, train_all
 from examples.distill import versions
-from examples.report import mean_and_error
 from examples.students import default_workers
 from examples.systems import SYSTEMS
-from examples.train import QUICK, Settings, load_data, parse_arguments, start
-from examples.training import SCORES
+from examples.train import QUICK, Settings, fraction, load_data
 
 NUM_SCENES, CANVAS, EPOCHS = (1000, 500, 1000), 32, 15  # little, so that the whole table takes minutes
 PRETRAINED = ("--pretrain-epochs", "20")
-ROWS: dict[str, dict[str, tuple[str, ...]]] = {  # of each system, one of them the whole by its title
+# Of each system, one of them the whole by its title. Where a row says how many labels are known, the first of those
+# that say the same is what it is compared with.
+ROWS: dict[str, dict[str, tuple[str, ...]]] = {
     "oprl": {
         "linear head": ("--linear-head",),
         "OPRL": (),
@@ -62,74 +55,70 @@ ROWS: dict[str, dict[str, tuple[str, ...]]] = {  # of each system, one of them t
         "random backbone: linear probe, rate 2e-2": ("--linear-head", "--learning-rate", "2e-2"),
         "random backbone: ML-VPT, rate 1e-2": ("--learning-rate", "1e-2"),
     },
+    "latent_context": {
+        "linear head": ("--linear-head",),
+        "linear head, rate 1e-2": ("--linear-head", "--learning-rate", "1e-2"),
+        "latent context": (),
+        "depth 0": ("--depth", "0"),
+        "depth 1": ("--depth", "1"),
+        "depth 5": ("--depth", "5"),
+        "mask ratio 0": ("--mask-ratio", "0"),
+        "mask ratio 0.5": ("--mask-ratio", "0.5"),
+        "mask ratio 0.9": ("--mask-ratio", "0.9"),
+        "alpha 0.5": ("--alpha", "0.5"),
+        "alpha 3": ("--alpha", "3"),
+        "beta 0": ("--beta", "0"),
+        "beta 0.3": ("--beta", "0.3"),
+        "beta 0.5": ("--beta", "0.5"),
+        "fusion: none": ("--fusion", "none"),
+        "fusion: sum": ("--fusion", "sum"),
+        "fusion: concat": ("--fusion", "concat"),
+        "partial branch: feature": ("--partial-mode", "feature"),
+        "partial branch: own encoder": ("--separate-encoder",),
+        **{
+            f"{missing} % missing: beta {beta}": ("--known", known, "--beta", beta)
+            for missing, known in ((10, "0.9"), (50, "0.5"), (90, "0.1"))
+            for beta in ("0.1", "0.3", "0.4")
+        },
+    },
 }
-
-Runs = dict[str, list[dict[str, dict[str, float]]]]  # row → for every seed: "raw" and "ema" → score → value
 
 
 def settings_of(row: str, seed: int, base: Settings) -> Settings:
     """Return the settings of a row of the table."""
-    options, system_options = parse_arguments(["--system", base.system, *ROWS[base.system][row]])
-    rate = options.learning_rate or base.learning_rate
-    return replace(base, seed=seed, linear_head=options.linear_head, learning_rate=rate, system_options=system_options)
+    return settings_from(ROWS[base.system][row], seed, base)
 
 
-def train_row(settings: Settings) -> dict[str, dict[str, float]]:
-    """Train with one thread and return the last epoch's scores, of the raw and of the averaged weights."""
-    torch.set_num_threads(1)
-    training = start(settings, load_data(settings))
-    for _ in range(settings.epochs):
-        training.train_epoch()
-    return training.evaluate()
+def tables_of(rows: Sequence[str], base: Settings) -> list[tuple[str, list[str]]]:
+    """Return the rows that belong in one table, and before them the one that the others are compared with.
 
-
-def train_rows(
-    rows: Sequence[str], seeds: Sequence[int], base: Settings, *, workers: int
-) -> Iterator[tuple[str, int, dict[str, dict[str, float]]]]:
-    """Train every row with every seed, and yield row, seed and scores as they come."""
-    jobs = list(product(rows, seeds))
-    with ProcessPoolExecutor(min(workers, len(jobs)), get_context("spawn")) as pool:
-        try:
-            futures = {pool.submit(train_row, settings_of(row, seed, base)): (row, seed) for row, seed in jobs}
-            for future in as_completed(futures):
-                yield *futures[future], future.result()
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-
-def summarise(runs: Runs, whole: str) -> dict[str, dict[str, Any]]:
-    """Return for every row its scores of the averaged weights, and the difference to row ``whole``, seed by seed."""
-    summary = {}
-    for row, own in runs.items():
-        scores: dict[str, Any] = {name: mean_and_error([run["ema"][name] for run in own]) for name in SCORES}
-        gains = [run["ema"]["mAP"] - other["ema"]["mAP"] for run, other in zip(own, runs[whole], strict=True)]
-        summary[row] = scores | {f"mAP - {whole}": mean_and_error(gains)}
-    return summary
-
-
-def table_of(summary: dict[str, dict[str, Any]], whole: str, *, title: str, plain: bool) -> Table:
-    """Return the summary as a table, in percent."""
-
-    def percent(value: dict[str, float | None], spread: str, sign: str = "") -> str:
-        text = f"{100 * value['mean']:{sign}.2f}"
-        return text if value[spread] is None else f"{text} ± {100 * value[spread]:.2f}"
-
-    table = Table(title=title, box=box.ASCII if plain else box.ROUNDED, title_justify="left")
-    table.add_column("setting", no_wrap=True)
-    for name in (*SCORES, f"mAP - {whole}"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for row, values in summary.items():
-        gain = "" if row == whole else percent(values[f"mAP - {whole}"], "se", "+")
-        table.add_row(row, *(percent(values[name], "sd") for name in SCORES), gain)
-    return table
+    Rows with as many known labels do; what is compared with is added where it is not among ``rows``.
+    """
+    title = SYSTEMS[base.system].title
+    tables: dict[float, list[str]] = {}
+    for row in ROWS[base.system]:
+        tables.setdefault(settings_of(row, 0, base).known, []).append(row)
+    chosen = []
+    for every in tables.values():
+        whole = title if title in every else every[0]
+        if any(row in rows for row in every):
+            chosen.append((whole, [row for row in every if row in rows or row == whole]))
+    return chosen
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Train all rows and print the table."""
+    """Train all rows and print the tables."""
     started = time.perf_counter()
     parser = argparse.ArgumentParser(prog="python -m examples.ablations", description=__doc__)
     parser.add_argument("--system", choices=ROWS, default="oprl", help="default: %(default)s")
-    parser.add_argument("--data", metavar="FILE.npz", help="arrays images and labels (default: scenes of digits)")
+    text = "only those, and what they are compared with (default: all)"
+    parser.add_argument("--rows", nargs="+", metavar="ROW", help=text)
+    text = "arrays images, or features, and labels (default: scenes of digits)"
+    parser.add_argument("--data", metavar="FILE.npz", help=text)
+    text = "validation: to choose by the scores (default: %(default)s)"
+    parser.add_argument("--evaluate-on", choices=("test", "validation"), default="test", help=text)
+    text = "share of the training labels that are known, unless the row says it (default: 1)"
+    parser.add_argument("--known", type=fraction, metavar="F", default=1.0, help=text)
     parser.add_argument("--seeds", type=int, default=3, help="runs a row (default: %(default)s)")
     parser.add_argument("--epochs", type=int, default=EPOCHS, help="default: %(default)s")
     parser.add_argument("--quick", action="store_true", help="a smoke run: little data, 2 epochs")
@@ -139,28 +128,49 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for name in ("seeds", "epochs", "workers"):
         if getattr(options, name) < 1:
             parser.error(f"--{name}: expected at least 1, got {getattr(options, name)}")
-    rows, whole = ROWS[options.system], SYSTEMS[options.system].title
-    base = Settings(options.system, data=options.data, num_scenes=NUM_SCENES, canvas=CANVAS, epochs=options.epochs)
+    unknown = [row for row in options.rows or [] if row not in ROWS[options.system]]
+    if unknown:
+        parser.error(f"--rows: expected some of {', '.join(map(repr, ROWS[options.system]))}, got {unknown[0]!r}")
+    base = Settings(
+        options.system,
+        data=options.data,
+        evaluate_on=options.evaluate_on,
+        known=options.known,
+        num_scenes=NUM_SCENES,
+        canvas=CANVAS,
+        epochs=options.epochs,
+    )
     base = replace(base, **QUICK) if options.quick else base
+    tables = tables_of(options.rows or list(ROWS[options.system]), base)
     try:
         data = load_data(base)
     except (OSError, ValueError) as error:
         raise SystemExit(f"error: {error}") from error
 
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=140)
-    runs: Runs = {row: [{}] * options.seeds for row in rows}
-    columns = (TextColumn("{task.description:<44}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console) as progress:
-        bar = progress.add_task("runs", total=len(rows) * options.seeds)
-        for row, seed, scores in train_rows(list(rows), range(options.seeds), base, workers=options.workers):
-            runs[row][seed] = scores
+    console = plain_console()
+    jobs = {
+        (row, seed): settings_of(row, seed, base) for _, rows in tables for row in rows for seed in range(options.seeds)
+    }
+    found: dict[tuple[str, int], Scores] = {}
+    with progress_bar(console) as progress:
+        bar = progress.add_task("runs", total=len(jobs))
+        for (row, seed), scores, _ in train_all(jobs, workers=options.workers):
+            found[row, seed] = scores
             progress.update(bar, advance=1, description=f"{row} (mAP {100 * scores['ema']['mAP']:.1f})")
 
-    summary, seconds = summarise(runs, whole), round(time.perf_counter() - started, 1)
-    title = f"{data.name}: averaged weights, mean ± sd of {options.seeds} seeds, paired difference ± standard error, %"
-    console.print(table_of(summary, whole, title=title, plain=not console.is_terminal))
+    seconds = round(time.perf_counter() - started, 1)
+    runs, summary = {}, {}
+    for whole, rows in tables:
+        own = {row: {seed: found[row, seed] for seed in range(options.seeds)} for row in rows}
+        part = summarise(own, whole)
+        known = settings_of(whole, 0, base).known
+        title = (
+            f"{data.name}{'' if known == 1 else f', {100 * known:.3g} % of the labels known'}: averaged weights, "
+            f"mean ± sd of {options.seeds} seeds, paired difference ± standard error, %"
+        )
+        console.print(table_of(part, whole, title=title, plain=not console.is_terminal))
+        runs |= {row: list(scores.values()) for row, scores in own.items()}
+        summary |= part
     options.output.mkdir(parents=True, exist_ok=True)
     results = {"settings": asdict(base), "versions": versions(), "runs": runs, "summary": summary, "seconds": seconds}
     text = json.dumps(results, indent=1, allow_nan=False)

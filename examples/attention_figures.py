@@ -1,9 +1,10 @@
-"""Pictures of attention: where each predicted label of an image looks, before and after purification."""
+"""Pictures of attention: where each predicted label of an image looks, by the maps that a system has of it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import matplotlib
@@ -17,7 +18,11 @@ from matplotlib.axes import Axes
 from torch import Tensor, nn
 
 from examples.data import Dataset
+from mlcorr.systems.latent_context import LatentContext
 from mlcorr.systems.oprl import OPRL
+
+# From images to probabilities (N, labels) and maps (N, labels, H, W) of attention, one or several.
+Look = Callable[[Tensor], tuple[Tensor, ...]]
 
 IMAGES, LABELS = 5, 3  # at most, in a picture
 RIGHT, WRONG = "#009E73", "#D55E00"  # Okabe and Ito's: told apart by every eye
@@ -44,6 +49,16 @@ def attention_maps(model: OPRL, images: Tensor) -> tuple[Tensor, Tensor, Tensor]
         plain = model(images)
     before, after = (each.attention.unflatten(-1, (height, width)) for each in (plain, output))
     return output.logits.sigmoid(), before, after
+
+
+@torch.no_grad()
+def class_and_context_maps(model: LatentContext, images: Tensor) -> tuple[Tensor, ...]:
+    """Return probabilities (N, labels), class-aware attention (N, labels, H, W), and context attention if any."""
+    model.eval()
+    size = model.backbone(images).shape[-2:]
+    output = model(images)
+    maps = [each.unflatten(-1, size) for each in (output.attention, output.context_attention) if each is not None]
+    return output.logits.sigmoid(), *maps
 
 
 def choose(probabilities: Tensor, count: int) -> list[int]:
@@ -86,13 +101,41 @@ def draw_attention(model: nn.Module, data: Dataset, path: Path) -> None:
 
     Both maps of a label have one scale, from 0 to its largest weight.
     """
+    title = "attention of each predicted label, before and after purification"
+    look = partial(attention_maps, model)
+    draw_maps(look, ("before", "after"), data, path, title=title, note="; dark: dropped places", one_scale=True)
+
+
+def draw_context(model: LatentContext, data: Dataset, path: Path) -> None:
+    """Draw some evaluation images and, for each label predicted, its class-aware and its context attention.
+
+    Each map has its own scale, from 0 to its largest weight.
+    """
+    title = "where each predicted label looks itself"
+    names: tuple[str, ...] = ("class",)
+    if model.context is not None:
+        title, names = f"{title}, and where the context that it reads comes from", ("class", "context")
+    draw_maps(partial(class_and_context_maps, model), names, data, path, title=title)
+
+
+def draw_maps(
+    look: Look,
+    names: tuple[str, ...],
+    data: Dataset,
+    path: Path,
+    *,
+    title: str,
+    note: str = "",
+    one_scale: bool = False,
+) -> None:
+    """Draw some evaluation images and, for each label predicted, its maps; each on its own scale, or on the last's."""
     candidates = data.evaluation.inputs[:200]
-    probabilities, _, _ = attention_maps(model, candidates)
+    probabilities = look(candidates)[0]
     rows = choose(probabilities, IMAGES)
     images, truth = candidates[rows], data.evaluation.targets[rows].cpu()
-    probabilities, before, after = (each.cpu() for each in attention_maps(model, images))
+    probabilities, *all_maps = (each.cpu() for each in look(images))
     shown = displayable(images, data)
-    columns = 1 + 2 * max(len(predicted(row)) for row in probabilities)
+    columns = 1 + len(names) * max(len(predicted(row)) for row in probabilities)
     figure, grid = plt.subplots(
         len(rows), columns, figsize=(1.75 * columns, 1.95 * len(rows)), squeeze=False, layout="constrained"
     )
@@ -100,19 +143,18 @@ def draw_attention(model: nn.Module, data: Dataset, path: Path) -> None:
         axes.set_axis_off()
     for row, line in enumerate(grid):
         line[0].imshow(shown[row], interpolation="nearest")
-        names = [name for name, present in zip(data.label_names, truth[row], strict=True) if present == 1]
-        line[0].set_title(", ".join(names) or "nothing", fontsize=9, color="black")
-        labels = predicted(probabilities[row])
-        for place, label in enumerate(labels):
-            most = float(after[row, label].max())
+        present = [name for name, target in zip(data.label_names, truth[row], strict=True) if target == 1]
+        line[0].set_title(", ".join(present) or "nothing", fontsize=9, color="black")
+        for place, label in enumerate(predicted(probabilities[row])):
             colour = RIGHT if truth[row, label] == 1 else WRONG
-            title = f"{data.label_names[label]} {probabilities[row, label]:.2f}"
-            for axes, maps, stage in zip(line[1 + 2 * place :], (before, after), ("before", "after"), strict=False):
+            text = f"{data.label_names[label]} {probabilities[row, label]:.2f}"
+            for axes, maps, name in zip(line[1 + len(names) * place :], all_maps, names, strict=False):
+                most = float((all_maps[-1] if one_scale else maps)[row, label].max())
                 overlay(axes, shown[row], maps[row, label].numpy(), most)
-                axes.set_title(f"{title}, {stage}", fontsize=9, color=colour)
+                axes.set_title(f"{text}, {name}", fontsize=9, color=colour)
     figure.suptitle(
-        "True labels over each image; attention of each predicted label, before and after purification\n"
-        "(green: the label is there, orange: it is not; red: the weight of a place; dark: dropped places)",
+        f"True labels over each image; {title}\n"
+        f"(green: the label is there, orange: it is not; red: the weight of a place{note})",
         fontsize=10,
     )
     figure.savefig(path, dpi=130)

@@ -1,4 +1,7 @@
-"""Data of the demo: scenes of real handwritten digits with declared label dependencies, or any ``.npz`` file."""
+"""Data of the examples: scenes of handwritten digits with declared label dependencies, any ``.npz`` file, part of both.
+
+`digit_scenes` and `load_npz` return the data; `keep_known` makes most of the labels to learn from unknown.
+"""
 
 from __future__ import annotations
 
@@ -32,6 +35,8 @@ SPLITS = ("train", "validation", "test")
 SCAN_SHARES = (0.5, 0.15, 0.35)  # of every digit's scans
 NUM_SCENES = (12000, 1500, 1500)
 
+HIDING = 11  # beside a seed, of the draws that make labels unknown
+
 
 @dataclass(frozen=True)
 class Split:
@@ -61,6 +66,35 @@ class Dataset:
     def to(self, device: torch.device) -> Dataset:
         """Return the data on ``device``."""
         return replace(self, train=self.train.to(device), evaluation=self.evaluation.to(device))
+
+
+# -------------------------------------------------------------------------------------------- partial labels
+
+
+def keep_known(data: Dataset, fraction: float, *, seed: int) -> Dataset:
+    """Return the data with a part of the known training labels, drawn uniformly; the others are −1 (unknown).
+
+    Exactly ``round(fraction * number)`` of them are kept. With one seed, what a small fraction keeps a larger one keeps
+    too. The evaluation split stays whole.
+
+    Args:
+        data: of any kind; entries that are unknown already stay so, and do not count.
+        fraction: in (0, 1]; 1 returns the data as they are.
+        seed: decides which labels are kept, apart from everything else that it decides.
+    """
+    if not 0 < fraction <= 1:
+        raise ValueError(f"known: expected a fraction in (0, 1], got {fraction}")
+    if fraction == 1:
+        return data
+    targets = data.train.targets.clone()
+    known = (targets >= 0).flatten().nonzero().flatten().cpu().numpy()
+    kept = round(fraction * len(known))
+    if kept == 0:
+        raise ValueError(f"known: a fraction of {fraction} keeps none of {len(known)} known labels")
+    # One order for every fraction: what is kept is its beginning.
+    hidden = np.random.default_rng((seed, HIDING)).permutation(known)[kept:]
+    targets.view(-1)[torch.from_numpy(hidden).to(targets.device)] = -1
+    return replace(data, train=Split(data.train.inputs, targets))
 
 
 # ---------------------------------------------------------------------------------------------------- digits

@@ -1,7 +1,8 @@
-"""Pictures of a trained SADCL: label features before and after training, prototypes beside label co-occurrence."""
+"""Pictures of label features in a plane, by stage of training or by kind, and of prototypes beside co-occurrence."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
@@ -15,25 +16,34 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
-from torch import nn
+from torch import Tensor, nn
 
 from examples.data import Dataset, Split
 from mlcorr.grouping import LabelCooccurrence
+from mlcorr.systems.latent_context import LatentContext
 from mlcorr.systems.sadcl import SADCL
 
 POINTS = 1500  # label features in a picture, at most
 NAMED = 20  # labels whose names fit beside a picture
 Method = Literal["pca", "tsne"]
+Embed = Callable[[nn.Module, Tensor], Tensor]  # from a system and inputs to label features (N, labels, d)
+
+
+def label_features(model: nn.Module, inputs: Tensor) -> Tensor:
+    """Return the label features of a SADCL."""
+    return model(inputs, embed=False).label_features
 
 
 @torch.no_grad()
-def active_features(model: SADCL, split: Split, *, most: int = POINTS) -> tuple[np.ndarray, np.ndarray]:
-    """Return the features (A, d) of the labels that are there, of the first images, and which labels they are."""
+def active_features(
+    model: nn.Module, split: Split, *, most: int = POINTS, embed: Embed = label_features
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the features (A, d) of the labels that are there, of the first samples, and which labels they are."""
     model.eval()
     features, labels, found = [], [], 0
     for images, targets in zip(split.inputs.split(250), split.targets.split(250), strict=True):
         active = targets == 1
-        features.append(model(images, embed=False).label_features[active].cpu())
+        features.append(embed(model, images)[active].cpu())
         labels.append(active.nonzero()[:, 1].cpu())
         found += len(labels[-1])
         if found >= most:
@@ -67,24 +77,40 @@ def colours_of(num_labels: int) -> np.ndarray:
 def draw_features(
     untrained: nn.Module, trained: nn.Module, data: Dataset, path: Path, *, method: Method = "tsne"
 ) -> None:
-    """Draw the features of the labels that evaluation images show, with the first weights and with the last."""
-    figure, axes = plt.subplots(1, 2, figsize=(11, 5.2), layout="constrained")
+    """Draw the features of the labels that evaluation samples show, with the first weights and with the last."""
+    stages = (("before training", untrained), ("after training", trained))
+    draw_planes({stage: active_features(model, data.evaluation) for stage, model in stages}, data, path, method=method)
+
+
+def draw_kinds(model: LatentContext, data: Dataset, path: Path, *, method: Method = "tsne") -> None:
+    """Draw each kind of features that a latent context has of the labels that evaluation samples show."""
+
+    def of(kind: str) -> tuple[np.ndarray, np.ndarray]:
+        return active_features(model, data.evaluation, embed=lambda model, inputs: getattr(model(inputs), kind))
+
+    kinds = ("class_features", "context_features", "fused_features")
+    kinds = kinds if model.context is not None else (kinds[0], kinds[2])
+    draw_planes({kind.replace("_", " "): of(kind) for kind in kinds}, data, path, method=method)
+
+
+def draw_planes(panels: dict[str, tuple[np.ndarray, np.ndarray]], data: Dataset, path: Path, *, method: Method) -> None:
+    """Draw features and which labels they are of, a panel each."""
+    figure, axes = plt.subplots(1, len(panels), figsize=(1 + 5 * len(panels), 5.2), layout="constrained")
     colours = colours_of(len(data.label_names))
-    for panel, (stage, model) in zip(axes, (("before", untrained), ("after", trained)), strict=True):
-        features, labels = active_features(model, data.evaluation)
+    for panel, (name, (features, labels)) in zip(axes, panels.items(), strict=True):
         places = flatten(features, method)
         for label in np.unique(labels):
             own = places[labels == label]
             panel.scatter(*own.T, s=9, color=colours[label], linewidths=0, label=data.label_names[label])
         alike = 100 * nearest_is_alike(features, labels)
-        panel.set_title(f"{stage} training: {alike:.0f} % have a nearest neighbour of their label", fontsize=10)
+        panel.set_title(f"{name}: {alike:.0f} % have a nearest neighbour of their label", fontsize=10)
         panel.set_xticks([])
         panel.set_yticks([])
     if len(data.label_names) <= NAMED:
-        handles, names = axes[1].get_legend_handles_labels()
+        handles, names = axes[-1].get_legend_handles_labels()
         figure.legend(handles, names, loc="outside right center", markerscale=3, frameon=False)
-    name = {"pca": "principal components", "tsne": "t-SNE"}[method]
-    figure.suptitle(f"Features of the labels that are there, in images not trained on, coloured by label ({name})")
+    text = {"pca": "principal components", "tsne": "t-SNE"}[method]
+    figure.suptitle(f"Features of the labels that are there, in samples not trained on, coloured by label ({text})")
     figure.savefig(path, dpi=130)
     plt.close(figure)
 

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import OneCycleLR
 from torch.optim.swa_utils import AveragedModel
 
-from examples.augment import Augmentation
 from examples.data import Dataset, Split
 from examples.training import score
 from examples.vision_transformers import fingerprint_of, is_frozen
@@ -24,18 +23,19 @@ FROZEN = ("backbone.", "module.backbone.")  # names in a state, of the model and
 
 # From the model, the data, the number of epochs done and that of all epochs.
 BeforeEpoch = Callable[[nn.Module, Dataset, int, int], None]
+Augment = Callable[[Tensor, torch.Generator], Tensor]  # such as an `examples.augment.Augmentation`
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How long, how fast and on what changed images to train."""
+    """How long, how fast and on what changed inputs to train."""
 
     epochs: int
     batch_size: int
     learning_rate: float  # the highest of the cycle
     weight_decay: float
     warm_up: float  # share of the updates in which the learning rate rises
-    augmentation: Augmentation
+    augmentation: Augment
 
 
 def average_of_weights(averaged: Tensor, current: Tensor, updates: Tensor) -> Tensor:
@@ -56,7 +56,7 @@ class Training:
     A frozen backbone changes never and is not saved; it must be there, bit for bit, for the run to go on.
 
     Args:
-        model: a system, with ``forward(images)`` that returns logits first, and ``objective(output, targets)``.
+        model: a system, with ``forward(inputs)`` that returns logits first, and ``objective(output, targets)``.
         data: on the model's device.
         recipe: decides, with ``seed``, everything but the first weights.
         seed: of the order of the samples, their augmentation, and dropout.
@@ -64,6 +64,7 @@ class Training:
         compiled: whether the forward pass is compiled.
         before_epoch: what prepares the model for each epoch, from the number of epochs done alone.
         not_averaged: beginnings of names of buffers that the average of weights copies, such as those of a memory.
+        takes_targets: whether the forward pass takes the targets too, in training.
     """
 
     def __init__(
@@ -77,9 +78,10 @@ class Training:
         compiled: bool = False,
         before_epoch: BeforeEpoch | None = None,
         not_averaged: Sequence[str] = (),
+        takes_targets: bool = False,
     ) -> None:
         self.model, self.data, self.recipe, self.amp = model, data, recipe, amp
-        self.before_epoch = before_epoch
+        self.before_epoch, self.takes_targets = before_epoch, takes_targets
         self.not_averaged = [
             name for name, _ in model.named_buffers() if any(name.startswith(prefix) for prefix in not_averaged)
         ]
@@ -111,9 +113,10 @@ class Training:
         self.model.train()
         order = torch.randperm(len(train), generator=self.draws)[: self.batches * self.batch_size]
         for rows in order.to(self.device).split(self.batch_size):
-            images = self.recipe.augmentation(train.inputs[rows], self.draws)
+            inputs, targets = self.recipe.augmentation(train.inputs[rows], self.draws), train.targets[rows]
             with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.amp):
-                loss = self.model.objective(self.model(images), train.targets[rows])
+                output = self.model(inputs, targets) if self.takes_targets else self.model(inputs)
+                loss = self.model.objective(output, targets)
             self.optimizer.zero_grad()
             loss.backward()
             self.optimizer.step()

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+TOKENS, DROPOUT = 8, 0.2  # of the backbone for features
+
 
 class ConvNet(nn.Module):
     """Convolutions that halve the image, then the mean and the maximum over places, then one linear layer."""
@@ -52,11 +54,27 @@ def make_student(inputs: Tensor, num_labels: int) -> nn.Module:
     return perceptron(inputs.shape[1], (16,), num_labels)
 
 
-def make_backbone(inputs: Tensor, *, most_places: int = 10, width: int = 128) -> tuple[nn.Module, int]:
-    """Return untrained convolutions for images of this size, and the number of channels of the map they yield.
+class FeatureTokens(nn.Module):
+    """A perceptron from features (N, in_features) to ``places`` tokens (N, places, channels), as of a tiny image."""
 
-    The image is halved until the map has no more than ``most_places`` places a side.
+    def __init__(self, in_features: int, places: int, channels: int, *, dropout: float = DROPOUT) -> None:
+        super().__init__()
+        self.places = places
+        self.layers = perceptron(in_features, (2 * channels,), places * channels, dropout=dropout)
+        self.norm = nn.LayerNorm(channels)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return the tokens."""
+        return self.norm(self.layers(features).unflatten(-1, (self.places, -1)))
+
+
+def make_backbone(inputs: Tensor, *, most_places: int = 10, width: int = 128) -> tuple[nn.Module, int]:
+    """Return an untrained backbone for inputs of this kind, and the number of channels that it yields.
+
+    Convolutions halve an image until the map has no more than ``most_places`` places a side. Features become tokens.
     """
+    if inputs.ndim == 2:
+        return FeatureTokens(inputs.shape[1], TOKENS, width), width
     side, halvings = max(inputs.shape[-2:]), 0
     while side > most_places:
         side, halvings = -(-side // 2), halvings + 1

@@ -97,7 +97,8 @@ def summarise(runs: Sequence[Run], targets: np.ndarray, teacher: np.ndarray) -> 
     return summary
 
 
-def _percent(value: dict[str, float | None], spread: str, *, sign: bool = False) -> str:
+def percent(value: dict[str, float | None], spread: str, *, sign: bool = False) -> str:
+    """Return the mean and its spread, "sd" or "se", as text in percent."""
     mean = f"{100 * value['mean']:{'+' if sign else ''}.2f}"
     return mean if value[spread] is None else f"{mean} ± {100 * value[spread]:.2f}"
 
@@ -110,9 +111,9 @@ def score_table(summary: dict[str, dict[str, Any]], teacher: dict[str, float], *
         table.add_column(column, justify="right", no_wrap=True)
     table.add_row("teacher", *(f"{100 * teacher[name]:.2f}" for name in SCORES), *[""] * 4, end_section=True)
     for student, row in summary.items():
-        gains = ["" if student == BCE.name else _percent(row["minus BCE"][name], "se", sign=True) for name in SCORES]
-        gains.append("" if student in (BCE.name, MLD.name) else _percent(row["minus MLD"]["mAP"], "se", sign=True))
-        table.add_row(student, *(_percent(row[name], "sd") for name in SCORES), *gains)
+        gains = ["" if student == BCE.name else percent(row["minus BCE"][name], "se", sign=True) for name in SCORES]
+        gains.append("" if student in (BCE.name, MLD.name) else percent(row["minus MLD"]["mAP"], "se", sign=True))
+        table.add_row(student, *(percent(row[name], "sd") for name in SCORES), *gains)
     return table
 
 
@@ -132,7 +133,7 @@ def dependency_table(summary: dict[str, dict[str, Any]], *, plain: bool) -> Tabl
             " > ".join(f"{stages[stage][term]['mean']:.2g}" for stage in stages) if term in stages["trained"] else ""
             for term in TERMS
         ]
-        distances = [_percent(distance, "sd") for distance in row["dependency distance"].values()]
+        distances = [percent(distance, "sd") for distance in row["dependency distance"].values()]
         table.add_row(student, *norms, *distances)
     return table
 
@@ -142,7 +143,7 @@ def verdict(summary: dict[str, dict[str, Any]], *, measure: str = "mAP") -> str:
     gains = {name: row["minus MLD"][measure] for name, row in summary.items() if name not in (BCE.name, MLD.name)}
     if any(gain["se"] is None for gain in gains.values()):
         return "One seed shows no noise: whether MDKD beats MLD cannot be said. Take --seeds 2 or more."
-    lines = {name: f"{name} by {_percent(gain, 'se', sign=True)}" for name, gain in gains.items()}
+    lines = {name: f"{name} by {percent(gain, 'se', sign=True)}" for name, gain in gains.items()}
     better = [lines[name] for name, gain in gains.items() if gain["mean"] > 2 * gain["se"]]
     worse = [lines[name] for name, gain in gains.items() if gain["mean"] < -2 * gain["se"]]
     points = f"{measure} points, paired by seed, ± standard error"

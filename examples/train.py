@@ -1,4 +1,4 @@
-"""Train a whole system on images: ``python -m examples.train --system oprl``, ``sadcl`` or ``mlvpt``."""
+"""Train a whole system: ``python -m examples.train --system oprl``, ``sadcl``, ``mlvpt`` or ``latent_context``."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from torch import nn
 
-from examples.augment import Augmentation
+from examples.augment import Augmentation, unchanged
 from examples.checkpoint import load_checkpoint, save_checkpoint
-from examples.data import Dataset, digit_scenes, load_npz
+from examples.data import Dataset, digit_scenes, keep_known, load_npz
 from examples.distill import versions
 from examples.fit import REPORT, Recipe, Training
 from examples.models import count_parameters
-from examples.systems import SYSTEMS, build_linear_head
+from examples.partial_losses import EPOCH_DEPENDENT, LOSSES
+from examples.systems import SYSTEMS, build_linear_head, has_images, tell_epoch
 from examples.training import SCORES
 
 CHECKPOINT, LOG, RESULTS = "checkpoint.pt", "log.jsonl", "results.json"
@@ -36,8 +37,10 @@ class Settings:
     system: str
     system_options: dict[str, Any] = field(default_factory=dict)
     linear_head: bool = False
+    loss: str | None = None
     data: str | None = None
     evaluate_on: str = "test"
+    known: float = 1.0
     num_scenes: tuple[int, int, int] = (2000, 600, 600)
     canvas: int = 40
     seed: int = 0
@@ -54,13 +57,26 @@ class Settings:
 QUICK = {"num_scenes": (192, 64, 64), "canvas": 32, "epochs": 2, "batch_size": 32}
 
 
+def fraction(text: str) -> float:
+    """Return a number in (0, 1] from the command line."""
+    number = float(text)
+    if not 0 < number <= 1:
+        raise argparse.ArgumentTypeError(f"expected a number in (0, 1], got {text}")
+    return number
+
+
 def parse_arguments(arguments: Sequence[str] | None = None) -> tuple[argparse.Namespace, dict[str, Any]]:
     """Return the command line's options, and apart from them those of the system alone."""
     choice = argparse.ArgumentParser(add_help=False)
     choice.add_argument("--system", choices=SYSTEMS, required=True, help="what to train; decides the last group here")
     parser = argparse.ArgumentParser(prog="python -m examples.train", description=__doc__, parents=[choice])
     parser.add_argument("--linear-head", action="store_true", help="instead a linear layer on the same backbone")
-    parser.add_argument("--data", metavar="FILE.npz", help="arrays images and labels (default: scenes of digits)")
+    text = "of the linear head, for labels that may be unknown (default: the system's own)"
+    parser.add_argument("--loss", choices=LOSSES, help=text)
+    text = "arrays images, or features, and labels (default: scenes of digits)"
+    parser.add_argument("--data", metavar="FILE.npz", help=text)
+    text = "share of the training labels that are known; the others, by chance, are unknown (default: 1)"
+    parser.add_argument("--known", type=fraction, metavar="F", help=text)
     parser.add_argument("--evaluate-on", choices=("test", "validation"), help="validation: to choose by the scores")
     parser.add_argument("--canvas", type=int, help="pixels a side of the digit scenes (default: 40)")
     parser.add_argument("--epochs", type=int, help="default: 12")
@@ -83,6 +99,8 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> tuple[argparse.Na
     for name in ("epochs", "batch_size", "stop_after"):
         if getattr(options, name) is not None and getattr(options, name) < 1:
             parser.error(f"--{name.replace('_', '-')}: expected at least 1, got {getattr(options, name)}")
+    if options.loss is not None and not options.linear_head:
+        parser.error("--loss: expected with --linear-head alone; a system has its own objective")
     names = [action.dest for action in own._group_actions]
     return options, {name: getattr(options, name) for name in names}
 
@@ -95,45 +113,56 @@ def make_settings(options: argparse.Namespace, system_options: dict[str, Any]) -
 
 
 def load_data(settings: Settings) -> Dataset:
-    """Return the images to learn from and to be judged by."""
+    """Return the samples to learn from, of which some labels may be unknown, and those to be judged by."""
     if settings.data is None:
-        return digit_scenes(
+        data = digit_scenes(
             seed=settings.seed,
             evaluate_on=settings.evaluate_on,
             num_scenes=settings.num_scenes,
             canvas=settings.canvas,
         )
-    data = load_npz(settings.data, seed=settings.seed, evaluate_on=settings.evaluate_on)
-    if data.train.inputs.ndim != 4:
-        raise ValueError(f"{settings.data}: features: systems learn from an array 'images' (samples, height, width, …)")
-    return data
+    else:
+        data = load_npz(settings.data, seed=settings.seed, evaluate_on=settings.evaluate_on)
+    system = SYSTEMS[settings.system]
+    if not system.takes_features and not has_images(data):
+        raise ValueError(
+            f"{settings.data}: features: {system.title} learns from an array 'images' (samples, height, width, …)"
+        )
+    return keep_known(data, settings.known, seed=settings.seed)
 
 
 def build(settings: Settings, data: Dataset) -> nn.Module:
     """Return the model with its first weights, which the seed decides, where ``data`` lies."""
     torch.manual_seed(settings.seed)
     system = SYSTEMS[settings.system]
-    make = partial(build_linear_head, system=system) if settings.linear_head else system.build
+    make = system.build
+    if settings.linear_head:
+        make = partial(build_linear_head, system=system, loss=settings.loss)
     model = make(data, options={**settings.system_options, "seed": settings.seed})
     return model.to(data.train.targets.device)
 
 
 def start(settings: Settings, data: Dataset, *, compiled: bool = False) -> Training:
     """Return an untrained system, ready to train on ``data``, which lies on the device to train on."""
-    system, hooks = SYSTEMS[settings.system], {}
-    if not settings.linear_head:
+    system, model = SYSTEMS[settings.system], build(settings, data)
+    if settings.linear_head:
+        hooks = {"before_epoch": tell_epoch} if isinstance(model.loss, EPOCH_DEPENDENT) else {}
+    else:
         prepare = partial(system.before_epoch, settings.system_options) if system.before_epoch else None
-        hooks = {"before_epoch": prepare, "not_averaged": system.not_averaged}
-    model = build(settings, data)
+        hooks = {
+            "before_epoch": prepare,
+            "not_averaged": system.not_averaged,
+            "takes_targets": system.takes_targets,
+        }
     # A mirrored digit is another sign; a mirrored photograph is a photograph.
-    augmentation = Augmentation(settings.shift, settings.erase, mirror=settings.data is not None)
+    images = Augmentation(settings.shift, settings.erase, mirror=settings.data is not None)
     recipe = Recipe(
         settings.epochs,
         settings.batch_size,
         settings.learning_rate,
         settings.weight_decay,
         settings.warm_up,
-        augmentation,
+        images if has_images(data) else unchanged,
     )
     return Training(model, data, recipe, seed=settings.seed, amp=settings.amp, compiled=compiled, **hooks)
 
@@ -170,6 +199,30 @@ def as_json(settings: Settings) -> str:
 def write_log(training: Training, path: Path) -> None:
     """Write a line of JSON for every epoch so far."""
     path.write_text("".join(json.dumps(epoch) + "\n" for epoch in training.history), encoding="utf-8")
+
+
+def describe(training: Training, settings: Settings) -> str:
+    """Return in a sentence what the run is."""
+    data = training.data
+    title = SYSTEMS[settings.system].title
+    if settings.linear_head:
+        title = "linear head" if settings.loss is None else f"linear head with the loss {settings.loss}"
+    known = float((data.train.targets >= 0).double().mean())
+    part = f", {100 * known:.3g} % of their labels known" if known < 1 else ""
+    numbers = count(training.model)
+    frozen = f", and {numbers['frozen']:,} that are frozen" if numbers["frozen"] else ""
+    return (
+        f"{title} on {data.name}: {len(data.train)} {'images' if has_images(data) else 'samples'} to train on{part}, "
+        f"{len(data.evaluation)} for {settings.evaluate_on}, {len(data.label_names)} labels; "
+        f"{numbers['all']:,} parameters, {numbers['backbone']:,} of them in the backbone{frozen}"
+    )
+
+
+def count(model: nn.Module) -> dict[str, int]:
+    """Return the number of parameters that learn, of those in the backbone among them, and of frozen ones."""
+    learned = count_parameters(model)
+    frozen = sum(each.numel() for each in model.parameters()) - learned
+    return {"all": learned, "backbone": count_parameters(model.backbone), "frozen": frozen}
 
 
 def print_header(console: Console) -> None:
@@ -234,17 +287,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except (OSError, ValueError) as error:
         raise SystemExit(f"error: {error}") from error
 
-    title = "linear head" if settings.linear_head else SYSTEMS[settings.system].title
-    parameters = {"all": count_parameters(training.model), "backbone": count_parameters(training.model.backbone)}
-    parameters["frozen"] = sum(each.numel() for each in training.model.parameters()) - parameters["all"]
-    frozen = f", and {parameters['frozen']:,} that are frozen" if parameters["frozen"] else ""
-    console.print(
-        f"{title} on {data.name}: {len(data.train)} images to train on, {len(data.evaluation)} for "
-        f"{settings.evaluate_on}, {len(data.label_names)} labels; {parameters['all']:,} parameters, "
-        f"{parameters['backbone']:,} of them in the backbone{frozen}",
-        highlight=False,
-        soft_wrap=True,
-    )
+    console.print(describe(training, settings), highlight=False, soft_wrap=True)
     last = min(options.stop_after or settings.epochs, settings.epochs)
     run(training, settings, folder, console, last=last)
     if last < settings.epochs:
@@ -252,14 +295,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
 
     if not settings.linear_head:
-        SYSTEMS[settings.system].draw(training.average.module, build(settings, data), data, folder)
+        left_out = SYSTEMS[settings.system].draw(training.average.module, build(settings, data), data, folder)
+        if left_out:
+            console.print(f"not drawn, since there are no images: {', '.join(left_out)}", highlight=False)
     report = training.report()
     print_report(console, report)
     seconds = round(time.perf_counter() - started, 1)
     results = {
         "settings": asdict(settings),
         "versions": versions(),
-        "parameters": parameters,
+        "parameters": count(training.model),
         "scores": {weights: training.history[-1][weights] for weights in ("raw", "ema")},
         "report": report,
         "seconds": seconds,

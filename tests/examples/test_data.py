@@ -1,12 +1,14 @@
 """The demo's data: declared structure, disjoint scans, and errors that say what a file lacks."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
 from sklearn.datasets import load_digits
 
 from examples import data
-from examples.data import EXCLUSIVE_PAIRS, GROUPS, digit_scenes, draw_labels, load_npz, split_scans
+from examples.data import EXCLUSIVE_PAIRS, GROUPS, digit_scenes, draw_labels, keep_known, load_npz, split_scans
 
 TINY = (40, 30, 20)
 
@@ -175,3 +177,63 @@ def test_a_missing_file_and_a_pickled_array_are_refused(tmp_path, arrays):
     arrays["labels"] = arrays["labels"].astype(object)
     with pytest.raises(ValueError, match="allow_pickle"):
         load_npz(save(tmp_path, arrays))
+
+
+# --------------------------------------------------------------------------------------------- partial labels
+
+
+@pytest.fixture
+def scenes():
+    scenes = digit_scenes(num_scenes=(43, 5, 7))
+    scenes.train.targets[::4, 3] = -1  # 11 of 430 are unknown already
+    return scenes
+
+
+@pytest.mark.parametrize("fraction", [0.003, 0.1, 1 / 3, 0.5, 0.999])
+def test_exactly_the_fraction_of_the_known_labels_is_kept(scenes, fraction):
+    before = scenes.train.targets.clone()
+    part = keep_known(scenes, fraction, seed=2)
+    known = part.train.targets >= 0
+    assert known.sum() == round(fraction * 419)
+    assert torch.equal(part.train.targets[known], before[known])
+    assert (part.train.targets[~known] == -1).all()
+    assert (before[known] >= 0).all()
+    assert torch.equal(scenes.train.targets, before)
+    assert part.train.inputs is scenes.train.inputs
+    assert part.evaluation is scenes.evaluation
+    assert (part.evaluation.targets >= 0).all()
+
+
+def test_what_a_small_fraction_keeps_a_larger_one_keeps_too(scenes):
+    known = [keep_known(scenes, fraction, seed=5).train.targets >= 0 for fraction in (0.1, 0.3, 0.7, 1.0)]
+    for fewer, more in pairwise(known):
+        assert (more | ~fewer).all()
+        assert more.sum() > fewer.sum()
+
+
+def test_the_seed_decides_which_labels_are_kept(scenes):
+    one, same, other = (keep_known(scenes, 0.5, seed=seed).train.targets for seed in (0, 0, 1))
+    assert torch.equal(one, same)
+    assert not torch.equal(one, other)
+
+
+def test_every_known_label_is_kept_as_often():
+    scenes = digit_scenes(num_scenes=(4, 1, 1))
+    kept = sum((keep_known(scenes, 0.3, seed=seed).train.targets >= 0).double() for seed in range(400)) / 400
+    assert kept.sum() == pytest.approx(12)
+    assert (kept - 0.3).abs().max() < 0.1  # more than four standard errors
+
+
+def test_all_known_are_the_data_as_they_are(scenes):
+    assert keep_known(scenes, 1.0, seed=0) is scenes
+
+
+@pytest.mark.parametrize("fraction", [0.0, -0.1, 1.1, float("nan")])
+def test_a_fraction_outside_its_range_is_refused(scenes, fraction):
+    with pytest.raises(ValueError, match=r"known: expected a fraction in \(0, 1\], got"):
+        keep_known(scenes, fraction, seed=0)
+
+
+def test_a_fraction_that_keeps_nothing_is_refused(scenes):
+    with pytest.raises(ValueError, match=r"known: a fraction of 0\.001 keeps none of 419 known labels"):
+        keep_known(scenes, 0.001, seed=0)

@@ -115,8 +115,8 @@ def test_it_learns_a_file_of_images(tmp_path, image_file):
 
 def test_unusable_input_ends_in_one_line(tmp_path, capsys):
     np.savez(tmp_path / "features.npz", labels=np.eye(9), features=np.eye(9))
-    with pytest.raises(SystemExit, match=r"error: .*features\.npz: features: systems learn from an array 'images'"):
-        train.main(["--system", "oprl", "--data", str(tmp_path / "features.npz")])
+    with pytest.raises(SystemExit, match=r"error: .*features\.npz: features: ML-VPT learns from an array 'images'"):
+        train.main(["--system", "mlvpt", "--data", str(tmp_path / "features.npz")])
     with pytest.raises(SystemExit, match=r"error: canvas: expected at least 8 pixels"):
         train.main(["--system", "oprl", "--quick", "--canvas", "5"])
     for arguments in (["--system", "other"], ["--system", "oprl", "--epochs", "0"], ["--epochs", "2"]):

@@ -1,6 +1,5 @@
 """Training SADCL: two stages, a memory that is copied and not averaged, exact resume, and pictures."""
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -66,15 +65,6 @@ def test_the_memory_is_copied_when_it_is_full(tiny):
     assert own[f"{MEMORY}bank.count"].sum() > 20
     assert torch.equal(own[f"{MEMORY}bank.embeddings"], average[f"{MEMORY}bank.embeddings"])
     assert own[f"{MEMORY}bank.embeddings"].any()
-
-
-@pytest.fixture
-def one_thread():
-    """The number of threads decides the order of sums; here, and in the processes that are started."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield os.environ | {"OMP_NUM_THREADS": "1"}
-    torch.set_num_threads(threads)
 
 
 def test_a_run_resumed_in_new_processes_equals_an_uninterrupted_one_bit_for_bit(tmp_path, image_file, one_thread):
