@@ -371,6 +371,17 @@ def test_nothing_known_costs_nothing(name: str, rows: int) -> None:
             assert (gradient == 0).all()
 
 
+@pytest.mark.parametrize("name", ["AsymmetricLoss", "BinaryCrossEntropyLoss", "PartialBCELoss", "LatentContext"])
+def test_nan_is_unknown_too(name: str) -> None:
+    case, target = CASES[name], torch.tensor([[1, -1, 0, 1, -1], [-1] * C])
+    leaves = draw(case, 2, 0)
+    expected, gradients = value_and_gradients(case.loss, leaves, target)
+    value, found = value_and_gradients(case.loss, leaves, target.double().masked_fill(target < 0, torch.nan))
+    assert torch.equal(value, expected)
+    for one, other in zip(found, gradients, strict=True):
+        assert torch.equal(one, other)
+
+
 def test_without_a_mask_the_teacher_fills_the_unknown() -> None:
     target = torch.tensor([[1, -1, 0, -1, -1], [-1] * C])
     leaves = draw(Case(instances, instances, ((), ())), 2, 0)

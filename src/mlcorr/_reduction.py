@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal, TypeAlias
 
 import torch
@@ -22,7 +23,7 @@ def reduce(loss: torch.Tensor, valid: torch.Tensor | None, reduction: Reduction)
     if reduction == "sum":
         return total
     if valid is None:
-        count = loss.numel() if reduction == "mean" else loss.shape[:-1].numel()
+        count = loss.numel() if reduction == "mean" else math.prod(loss.shape[:-1])
         return total / max(count, 1)
     counted = valid if reduction == "mean" else valid.any(dim=-1)
     return total / counted.sum().clamp(min=1)

@@ -25,4 +25,12 @@ def split_target(target: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor
     """
     if target.dtype in _UNSIGNED:
         return target.to(dtype), None
-    return target.clamp(min=0).to(dtype), target >= 0
+    labels = target.to(dtype)
+    known = labels >= 0  # of NaN, too, which stands for unknown labels in some data
+    return labels.masked_fill(~known, 0.0), known
+
+
+def labels_and_known(target: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return what :func:`split_target` does, with a mask in any case."""
+    labels, known = split_target(target, dtype)
+    return labels, torch.ones_like(target, dtype=torch.bool) if known is None else known

@@ -215,3 +215,24 @@ ZEROS = torch.zeros(2, 3)
 def test_bad_input_is_named(error: type[Exception], message: str, call) -> None:
     with pytest.raises(error, match=message):
         call()
+
+
+@pytest.mark.parametrize("x", [-3e38, -95.0, 0.0, 90.0, 95.0, 1e4, 3e38])
+@pytest.mark.parametrize("y", [0, 1])
+def test_second_derivatives_are_finite(x: float, y: int) -> None:
+    logits = torch.tensor([[x]], requires_grad=True)
+    (gradient,) = torch.autograd.grad(asymmetric_loss(logits, torch.tensor([[y]])), logits, create_graph=True)
+    (second,) = torch.autograd.grad(gradient, logits)
+    assert second.isfinite().all()
+    wide = torch.tensor([[x]], dtype=torch.float64, requires_grad=True)
+    if abs(x) < 700:
+        (gradient,) = torch.autograd.grad(asymmetric_loss(wide, torch.tensor([[y]])), wide, create_graph=True)
+        torch.testing.assert_close(second.double(), torch.autograd.grad(gradient, wide)[0], rtol=1e-4, atol=1e-6)
+
+
+def test_a_weight_of_positives_leaves_a_far_negative_alone() -> None:
+    logits = torch.tensor([[-2e38, 3.0]], requires_grad=True)
+    loss = asymmetric_loss(logits, torch.tensor([[0, 1]]), pos_weight=torch.tensor([3.0, 3.0]))
+    loss.backward()
+    assert loss.isfinite()
+    assert logits.grad.isfinite().all()

@@ -97,6 +97,23 @@ def test_it_exports_for_any_batch(deployed: bool) -> None:
             assert one is other is None or torch.allclose(one, other, rtol=1e-5, atol=1e-6)
 
 
+def test_logits_given_labels_export_for_any_batch() -> None:
+    class Given(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = latent_context(small_backbone())
+
+        def forward(self, images: Tensor, labels: Tensor) -> Tensor:
+            return self.model.logits_given(images, labels)
+
+    model, batch = Given().eval(), torch.export.Dim("batch", min=2, max=64)
+    shapes = ({0: batch}, {0: batch})
+    exported = torch.export.export(model, (pictures(), targets()), dynamic_shapes=shapes).module()
+    for rows in (4, 7):
+        some = pictures(rows), targets(rows)
+        torch.testing.assert_close(exported(*some), model(*some))
+
+
 @pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning")  # torch's own, in torch.export.save
 def test_exported_inference_can_be_saved() -> None:
     class Predictor(nn.Module):

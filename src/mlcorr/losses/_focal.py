@@ -64,6 +64,7 @@ def _clipped_negative(p: Tensor, log_not_p: Tensor, gamma: float | Tensor, clip:
     # Near q = 0, log1p keeps what 1 − q rounds away; near p = 1, (1 − p) + clip does. Each branch of a `where` must
     # have a finite gradient on its own, so that the one not taken gets a harmless argument.
     small = q < 0.5
-    far = torch.logaddexp(log_not_p, log_not_p.new_tensor(math.log(clip)))
+    # Of summands further apart, logaddexp has second derivatives of NaN; the smaller one is then no part of the sum.
+    far = torch.logaddexp(log_not_p.clamp(min=math.log(clip) - 60), log_not_p.new_tensor(math.log(clip)))
     log_not_q = torch.where(small, torch.log1p(-torch.where(small, q, 0.0)), far)
     return torch.where(above, _focus(q.log(), gamma, detach) * -log_not_q, 0.0)

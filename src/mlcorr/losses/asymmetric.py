@@ -35,7 +35,8 @@ def asymmetric_loss(
         gamma_neg: Focusing exponent γ⁻ >= 0 of negatives.
         gamma_pos: Focusing exponent γ⁺ >= 0 of positives.
         clip: Probability margin in [0, 1]: negatives below it cost nothing.
-        detach_focal: Treat (1 − p)^γ⁺ and q^γ⁻ as constants in the gradient, as the official code does by default.
+        detach_focal: Treat (1 − p)^γ⁺ and q^γ⁻ as constants in the gradient, as the official code does by default, and
+            so in second derivatives too.
         inputs: "logits" or "probabilities" in [0, 1]; of probabilities the logarithms are clamped at −100.
         reduction: "sum" (the official code's), "mean" over known entries, "batchmean" or "none".
         weight: Factor per label (C,) or any shape that broadcasts to the input's.
@@ -82,9 +83,9 @@ def asymmetric_loss(
         positive, negative = focal_terms(
             x, gamma_pos=gamma_pos, gamma_neg=gamma_neg, clip=clip, detach=detach_focal, inputs=inputs
         )
-    if pos_weight is not None:
-        positive = positive * pos_weight.to(x.dtype)
-    loss = y * positive + (1 - y) * negative
+    # Factors first: a large loss times a large weight overflows, and 0 times that is NaN.
+    of_positive = y if pos_weight is None else y * pos_weight.to(x.dtype)
+    loss = of_positive * positive + (1 - y) * negative
     if weight is not None:
         loss = loss * weight.to(x.dtype)
     if known is not None:

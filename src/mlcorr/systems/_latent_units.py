@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from mlcorr._checks import check_integer
-from mlcorr._precision import compute_dtype
+from mlcorr._precision import compute_dtype, no_autocast
 
 Fusion: TypeAlias = Literal["gate", "sum", "concat", "none"]
 
@@ -67,7 +67,9 @@ class LatentUnits(nn.Module):
         units = self.units.to(read.dtype) + self.dropout(read)
         units = units + self.dropout(self.feed_forward(self.ffn_norm(units)))
         context, of_units = self.write(self.label_norm(features), units)
-        return context, of_units.detach().mean(1) @ of_places.detach().mean(1)
+        with no_autocast(of_units):
+            places = of_units.detach().mean(1) @ of_places.detach().mean(1)
+        return context, places
 
 
 class FeatureFusion(nn.Module):

@@ -5,7 +5,21 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from mlcorr._checks import check_tensor
 from mlcorr.layers.spatial_purified_attention import check_valid
+
+
+def check_places(valid: object, images: object) -> None:
+    """Raise where ``valid`` can be no (B, N) of ``images``: before a backbone runs, whose statistics would change."""
+    if valid is None:
+        return
+    mask = check_tensor("valid", valid)
+    if mask.dtype != torch.bool:
+        raise TypeError(f"valid: expected a torch.bool tensor (True = valid), got {mask.dtype}")
+    rows = len(images) if isinstance(images, Tensor) and images.dim() else None
+    if mask.dim() != 2 or rows not in (None, len(mask)):
+        expected = "(B, N)" if rows is None else f"(B, N) with B = {rows}"
+        raise ValueError(f"valid: expected the shape {expected}, got {tuple(mask.shape)}")
 
 
 def tokens_of(features: object, in_channels: int, valid: Tensor | None = None) -> tuple[Tensor, tuple[int, int] | None]:

@@ -18,13 +18,13 @@ from torch import Tensor, nn
 from mlcorr._checks import check_choice, check_integer, check_mask, check_number, check_tensor
 from mlcorr._distributed import check_group, copy_sharing_group, global_sum
 from mlcorr._precision import compute_dtype
-from mlcorr._targets import check_target, split_target
+from mlcorr._targets import check_target, labels_and_known
 from mlcorr.layers import GroupWiseLinear
 from mlcorr.losses.asymmetric import AsymmetricLoss
 from mlcorr.systems._hidden_labels import PartialLabels, PartialMode, draw_hidden
 from mlcorr.systems._label_transformer import LabelTransformer
 from mlcorr.systems._latent_units import FeatureFusion, Fusion, LatentUnits, softmax_over
-from mlcorr.systems._tokens import tokens_of
+from mlcorr.systems._tokens import check_places, tokens_of
 
 _BEST_BETA = (0.1, 0.5, 0.9), (0.1, 0.3, 0.4)  # of these shares of missing labels: Table 2 of the supplement
 
@@ -77,7 +77,8 @@ class LatentContext(nn.Module):
             rounded up.
         alpha: Factor >= 0 on the loss of ``logits``.
         beta: Factor >= 0 on the loss of ``partial_logits``. With 0 the branch does not run and draws nothing, and its
-            parameters are frozen. :func:`recommended_beta` says what did best where labels are missing.
+            parameters are frozen (``model.partial.requires_grad_()`` frees them, for a β that is raised later).
+            :func:`recommended_beta` says what did best where labels are missing.
         fusion: "gate", "sum" or "concat", how context joins the class-aware features; "none" leaves it out.
         partial_mode: "state" shows the branch the values of the labels that are not hidden; "feature" shows no values
             and takes the hidden labels' features away.
@@ -209,6 +210,7 @@ class LatentContext(nn.Module):
         """
         if return_partial is None:
             return_partial = self.training and self.beta > 0 and self.partial is not None
+        check_places(valid, images)
         shown = self._check_partial(images, target, hide) if return_partial else None
 
         tokens, _ = tokens_of(self.backbone(images), self.in_channels, valid)
@@ -229,7 +231,7 @@ class LatentContext(nn.Module):
             told = self.partial(fused, *shown)
             if self.partial.encoder is None:
                 both = torch.cat([fused, told]) + self.label_embeddings.to(fused.dtype)
-                encoded, inferred = self.encoder(both).chunk(2)
+                encoded, inferred = self.encoder(both).unflatten(0, (2, fused.shape[0])).unbind()
             else:
                 encoded = self.encoder(fused + self.label_embeddings.to(fused.dtype))
                 inferred = self.partial.encoder(told + self.label_embeddings.to(fused.dtype))
@@ -266,8 +268,7 @@ class LatentContext(nn.Module):
         They are tensors in the graph, and nothing is synchronised until the caller reads one.
         """
         check_target("target", target, "logits", output.logits)
-        labels, known = split_target(target, compute_dtype(output.logits))
-        known = torch.ones_like(target, dtype=torch.bool) if known is None else known
+        labels, known = labels_and_known(target, compute_dtype(output.logits))
         parts = [("aux", 1.0, output.aux_logits, known), ("full", self.alpha, output.logits, known)]
         if output.partial_logits is not None and output.hide is not None:
             parts.append(("partial", self.beta, output.partial_logits, known & output.hide))
@@ -288,7 +289,9 @@ class LatentContext(nn.Module):
         Raises:
             ValueError: The branch was deployed away, or has ``partial_mode="feature"`` and is shown no values.
         """
-        if self.partial is not None and self.partial.mode == "feature":
+        if self.partial is None:
+            raise ValueError("logits_given: expected a model with the partial-label branch, got a deployed one")
+        if self.partial.mode == "feature":
             raise ValueError("partial_mode: expected 'state' to show labels' values, got 'feature'")
         self._check_target("known_labels", images, known_labels)
         nothing = torch.zeros_like(known_labels, dtype=torch.bool)
@@ -311,12 +314,11 @@ class LatentContext(nn.Module):
             raise ValueError("return_partial: expected a model with the partial-label branch, got a deployed one")
         if target is None:
             raise ValueError(
-                "target: expected the labels, for the partial-label branch, got None; in training "
-                "return_partial=False goes without it"
+                "target: expected the labels, for the partial-label branch, got None; a model with beta=0, or a "
+                "deployed one, trains without"
             )
         self._check_target("target", images, target)
-        labels, known = split_target(target, compute_dtype(self.label_embeddings))
-        known = torch.ones_like(target, dtype=torch.bool) if known is None else known
+        labels, known = labels_and_known(target, compute_dtype(self.label_embeddings))
         if hide is None:
             return labels, known, draw_hidden(known, self.mask_ratio)
         return labels, known, known & check_mask("hide", hide, "target", target)

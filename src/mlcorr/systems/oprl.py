@@ -16,7 +16,7 @@ from mlcorr.layers.bidirectional_refiner import BidirectionalRefiner, Refinement
 from mlcorr.layers.spatial_purified_attention import SpatialPurifiedAttention
 from mlcorr.losses.asymmetric import AsymmetricLoss
 from mlcorr.systems._positions import sine_cosine_positions
-from mlcorr.systems._tokens import attention_padding, tokens_of
+from mlcorr.systems._tokens import attention_padding, check_places, tokens_of
 
 
 class OPRLOutput(NamedTuple):
@@ -157,6 +157,7 @@ class OPRL(nn.Module):
 
     def forward(self, images: Tensor, valid: Tensor | None = None) -> OPRLOutput:
         """Return logits, auxiliary logits, attention and label features of ``images``."""
+        check_places(valid, images)
         tokens = self._tokens(self.backbone(images), valid)
         purified = self.purification(tokens, valid)
         features = self.refiner(self.messages(purified.features))

@@ -17,7 +17,7 @@ from mlcorr.losses.dual_contrastive import DualContrastiveLoss
 from mlcorr.systems._label_queries import LabelQueries, start_weights
 from mlcorr.systems._positions import sine_cosine_positions
 from mlcorr.systems._prototypes import PrototypeMeans, evaluating
-from mlcorr.systems._tokens import attention_padding, tokens_of
+from mlcorr.systems._tokens import attention_padding, check_places, tokens_of
 
 
 class SADCLOutput(NamedTuple):
@@ -202,6 +202,7 @@ class SADCL(nn.Module):
             valid: Boolean (B, N) or None, False where a place is padding.
             embed: False leaves the projector out.
         """
+        check_places(valid, images)
         tokens, size = tokens_of(self.backbone(images), self.in_channels, valid)
         if tokens.shape[1] == 0:
             raise ValueError(f"backbone: expected at least one place from it, got {tuple(tokens.shape)}")

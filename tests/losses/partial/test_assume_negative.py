@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import hypothesis.strategies as st
 import pytest
 import torch
@@ -76,3 +78,14 @@ def test_all_positive_is_cross_entropy() -> None:
     expected = F.binary_cross_entropy_with_logits(x, torch.ones_like(x))
     for function in (assume_negative_loss, weak_assume_negative_loss):
         torch.testing.assert_close(function(x, torch.ones_like(x)), expected)
+
+
+@pytest.mark.parametrize("trust", [False, True])
+def test_a_large_weight_leaves_far_positives_alone(trust: bool) -> None:
+    logits = torch.tensor([[3e38, 0.0]], requires_grad=True)
+    loss = weak_assume_negative_loss(
+        logits, torch.tensor([[1, -1]]), weight=2.0, trust_negatives=trust, reduction="sum"
+    )
+    loss.backward()
+    torch.testing.assert_close(loss, torch.tensor(2 * math.log(2)))
+    assert logits.grad.isfinite().all()

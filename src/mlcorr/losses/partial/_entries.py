@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mlcorr._checks import check_floating
 from mlcorr._precision import compute_dtype
-from mlcorr._targets import check_target, split_target
+from mlcorr._targets import check_target, labels_and_known
 
 
 class Entries(NamedTuple):
@@ -26,9 +26,8 @@ def read_entries(input: Tensor, target: Tensor) -> Entries:
     check_floating("input", input)
     check_target("target", target, "input", input)
     x = input.to(compute_dtype(input))
-    y, known = split_target(target, x.dtype)
-    unknown = torch.zeros_like(x, dtype=torch.bool) if known is None else ~known
-    return Entries(x, y, unknown)
+    y, known = labels_and_known(target, x.dtype)
+    return Entries(x, y, ~known)
 
 
 def log_losses(x: Tensor, label_smoothing: float = 0.0) -> tuple[Tensor, Tensor]:
@@ -38,6 +37,11 @@ def log_losses(x: Tensor, label_smoothing: float = 0.0) -> tuple[Tensor, Tensor]
         return positive, negative
     share = label_smoothing / 2
     return (1 - share) * positive + share * negative, (1 - share) * negative + share * positive
+
+
+def either(condition: Tensor, yes: float, no: float, like: Tensor) -> Tensor:
+    """Return ``yes`` where ``condition`` is true and ``no`` elsewhere, in the dtype of ``like``."""
+    return torch.where(condition, like.new_full((), yes), like.new_full((), no))
 
 
 def largest(scores: Tensor, among: Tensor, count: int) -> Tensor:

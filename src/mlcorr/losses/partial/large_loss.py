@@ -35,7 +35,8 @@ def large_loss(
         target: (..., C), 0/1 or soft in [0, 1], bool, integer or floating point; −1 is an unknown label. What is known
             is never modified.
         share: Of all entries, known ones too, in [0, 1]. The paper's grows by a constant in every epoch; see
-            :class:`mlcorr.LargeLoss`.
+            :class:`mlcorr.LargeLoss`, which is also what to compile: a compiled function is compiled anew for every
+            share. Processes, and the parts of an accumulated batch, modify a share each.
         modification: "rejection" (LL-R) or "correction" (LL-Ct and LL-Cp).
         reduction: "mean" over all entries, rejected ones included (the official code's), "batchmean", "sum" or "none".
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
 from mlcorr._checks import check_choice, check_floating, check_integer, check_number
 from mlcorr._reduction import REDUCTIONS, Reduction, reduce
 from mlcorr.losses._focal import focal_terms
-from mlcorr.losses.partial._entries import largest, read_entries
+from mlcorr.losses.partial._entries import either, largest, read_entries
 
 
 def partial_asymmetric_loss(
@@ -49,8 +51,10 @@ def partial_asymmetric_loss(
             the paper trains a network first on known labels alone (:class:`mlcorr.BinaryCrossEntropyLoss`) and takes
             the mean of its probabilities over the training set. None ignores by likelihood only.
         prior_threshold: In [0, 1].
-        likelihood_topk: >= 0, per row; 0 ignores by the prior only.
-        detach_focal: Treat the powers as constants in the gradient, as the official code does.
+        likelihood_topk: >= 0, per row; 0 ignores by the prior only. The batch is that of one call: processes, and the
+            parts of an accumulated batch, choose each for themselves.
+        detach_focal: Treat the powers as constants in the gradient, as the official code does, and so in second
+            derivatives too.
         reduction: "sum" (the official code's), "mean" over all entries, ignored ones included, "batchmean" or "none".
 
     Returns:
@@ -92,18 +96,18 @@ def partial_asymmetric_loss(
     if prior is not None:
         _check_prior(prior, x)
 
-    ignored = largest(x, unknown, likelihood_topk * x.shape[:-1].numel())
+    ignored = largest(x, unknown, likelihood_topk * math.prod(x.shape[:-1]))
     if prior is not None:
         ignored = ignored | (unknown & (prior > prior_threshold))
     x = torch.where(ignored, 0.0, x)  # what an ignored logit is, even NaN, reaches neither value nor gradient
     positive, negative = focal_terms(
         x,
         gamma_pos=gamma_pos,
-        gamma_neg=_either(unknown, gamma_unknown, gamma_neg, x),
+        gamma_neg=either(unknown, gamma_unknown, gamma_neg, x),
         clip=clip,
         detach=detach_focal,
     )
-    alpha = _either(unknown, alpha_unknown, alpha_neg, x)
+    alpha = either(unknown, alpha_unknown, alpha_neg, x)
     loss = y * alpha_pos * positive + (1 - y) * alpha * negative
     return reduce(torch.where(ignored, 0.0, loss), None, reduction)
 
@@ -111,7 +115,8 @@ def partial_asymmetric_loss(
 class PartialAsymmetricLoss(nn.Module):
     """Module of :func:`mlcorr.functional.partial_asymmetric_loss`; the defaults are those of the official program.
 
-    Parameters are those of the function; ``prior`` becomes a buffer, so that it moves with ``.to()``.
+    Parameters are those of the function; ``prior`` becomes a buffer, so that it moves with ``.to()``. In half precision
+    it is rounded before it is compared.
 
     Shape:
         - input, target: (..., C).
@@ -156,7 +161,9 @@ class PartialAsymmetricLoss(nn.Module):
         self.likelihood_topk = check_integer("likelihood_topk", likelihood_topk, minimum=0)
         self.detach_focal = detach_focal
         self.reduction = reduction
-        self.register_buffer("prior", None if prior is None else check_floating("prior", prior))
+        if prior is not None and check_floating("prior", prior).dim() != 1:
+            raise ValueError(f"prior: expected the shape (C,), one per label, got {tuple(prior.shape)}")
+        self.register_buffer("prior", prior)
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """Return the loss; see :func:`mlcorr.functional.partial_asymmetric_loss`."""
@@ -193,8 +200,3 @@ def _check_prior(prior: Tensor, x: Tensor) -> None:
         raise ValueError(f"prior: expected the shape {tuple(x.shape[-1:])}, one per label, got {tuple(prior.shape)}")
     if prior.device != x.device:
         raise ValueError(f"prior: expected the device of input, {x.device}, got {prior.device}")
-
-
-def _either(condition: Tensor, yes: float, no: float, like: Tensor) -> Tensor:
-    """Return ``yes`` where ``condition`` is true and ``no`` elsewhere, in the dtype of ``like``."""
-    return torch.where(condition, like.new_full((), yes), like.new_full((), no))

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 from mlcorr._checks import check_choice, check_number
 from mlcorr._reduction import REDUCTIONS, Reduction, reduce
-from mlcorr.losses.partial._entries import log_losses, read_entries
+from mlcorr.losses.partial._entries import either, log_losses, read_entries
 
 
 def weak_assume_negative_loss(
@@ -42,8 +41,8 @@ def weak_assume_negative_loss(
         ValueError: Shapes or devices differ, an unknown reduction, or a parameter is outside its range.
 
     Differs from the authors' code:
-        Equal to it for 0/1 targets with its 1e-5 inside logarithms at 0. It has no label smoothing here, and divides
-        by zero for a single label.
+        Equal to it for 0/1 targets with its 1e-5 inside logarithms at 0. Theirs has no label smoothing, and divides by
+        zero for a single label.
 
     Reference:
         Cole et al., "Multi-Label Learning from Single Positive Labels", CVPR 2021.
@@ -65,10 +64,9 @@ def weak_assume_negative_loss(
     if weight is None:
         weight = 1 / max(x.shape[-1] - 1, 1)
     positive, negative = log_losses(x, label_smoothing)
-    weak = weight * negative
-    if trust_negatives:
-        weak = torch.where(unknown, weak, negative)
-    return reduce(y * positive + (1 - y) * weak, None, reduction)
+    factor: Tensor | float = either(unknown, weight, 1.0, x) if trust_negatives else weight
+    # The factors first: a large loss times a large weight overflows, and 0 times that is NaN.
+    return reduce(y * positive + (1 - y) * factor * negative, None, reduction)
 
 
 class WeakAssumeNegativeLoss(nn.Module):
