@@ -34,12 +34,6 @@ def test_import_changes_nothing_global() -> None:
     in_fresh_interpreter(program)
 
 
-def test_self_check() -> None:
-    printed = subprocess.run([sys.executable, "-m", "mlcorr"], capture_output=True, text=True, check=True).stdout
-    assert mlcorr.__version__ in printed
-    assert "cpu     works" in printed
-
-
 @pytest.mark.parametrize("module", [mlcorr, mlcorr.functional])
 def test_public_names_have_docstrings_with_examples(module) -> None:
     for name in module.__all__:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mlcorr._checks import check_broadcastable, check_floating, check_integer, check_number, check_tensor
-from mlcorr._precision import compute_dtype, no_autocast
+from mlcorr._precision import compute_dtype, exporting, no_autocast
 
 _Count = TypeVar("_Count", int, Tensor)
 _STEPS = 10**12  # tau is read as a whole number of these steps
@@ -55,8 +55,9 @@ def quantile_mask(scores: Tensor, tau: float, valid: Tensor | None = None) -> Te
     scores = scores.detach()
     if valid is None:
         rank = _rank(tau, scores.shape[-1])
-        if torch.are_deterministic_algorithms_enabled():
-            # `kthvalue` names an index too, which of equal scores may be any, and which some devices therefore refuse.
+        if torch.are_deterministic_algorithms_enabled() or exporting():
+            # `kthvalue` names an index too, which of equal scores may be any, and which some devices therefore refuse;
+            # ONNX has none.
             threshold = scores.topk(scores.shape[-1] - rank, dim=-1, sorted=False).values.amin(-1, keepdim=True)
         else:
             threshold = scores.kthvalue(rank + 1, dim=-1, keepdim=True).values

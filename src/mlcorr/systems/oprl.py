@@ -173,14 +173,22 @@ class OPRL(nn.Module):
             target: (B, C), 0/1 or soft; −1 is unknown and counts in neither term. The auxiliary term leaves out
                 images without a valid place.
         """
-        loss: Tensor = self.loss(output.logits, target)
+        base, *others = self.terms(output, target).values()
+        return sum(others, base)
+
+    def terms(self, output: OPRLOutput, target: Tensor) -> dict[str, Tensor]:
+        """Return the weighted summands of the objective: "base", and "aux" unless it has no weight.
+
+        They are tensors in the graph, and nothing is synchronised until the caller reads one.
+        """
+        base: Tensor = self.loss(output.logits, target)
         if self.aux_weight == 0:
-            return loss
+            return {"base": base}
         if output.valid_rows is not None:
             signed = target.to(compute_dtype(output.aux_logits))
             target = torch.where(output.valid_rows.unsqueeze(-1), signed, -1.0)
         auxiliary: Tensor = self.loss(output.aux_logits, target)
-        return loss + self.aux_weight * auxiliary
+        return {"base": base, "aux": self.aux_weight * auxiliary}
 
     def set_cooccurrence(self, cooccurrence: Tensor) -> None:
         """Replace the labels' co-occurrence (C, C); see :class:`mlcorr.AverageMessageGCN`."""

@@ -13,6 +13,8 @@ from typing import Any, Protocol, cast
 
 from torch import Tensor, nn
 
+__all__ = ["VisionTransformer"]
+
 _BLOCKS = ("layers", "encoder.layer", "encoder.layers")
 _NORMS = ("layernorm", "post_layernorm")
 _PROTOCOL = ("embed", "blocks", "norm", "out_channels", "prefix_tokens", "patch_dim")
