@@ -7,13 +7,14 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types imports docs bench format clean
+.PHONY: help demo test lint types imports docs bench dist format clean
 
 help:
 	@echo "make demo    distil a small student from a large teacher on scenes of handwritten digits"
 	@echo "make test    run the tests and every example in a docstring"
 	@echo "make bench   time the losses beside the naive form on this machine"
 	@echo "make docs    build the documentation into docs/_build/html"
+	@echo "make dist    build the wheel and the sdist into dist, the same bytes from the same source, and check them"
 	@echo "make lint types imports format clean"
 
 # An extra is installed again only when pyproject.toml or constraints.txt change.
@@ -52,6 +53,12 @@ imports: $(VENV)/dev.stamp
 docs: $(VENV)/docs.stamp
 	$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html
 	$(BIN)/python -m sphinx -W -b doctest docs docs/_build/doctest
+
+dist: $(VENV)/dev.stamp
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation
+	$(BIN)/python -m twine check --strict dist/*
+	cd dist && sha256sum *
 
 clean:
 	rm -rf $(VENV) docs/_build build dist
