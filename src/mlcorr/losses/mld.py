@@ -52,7 +52,8 @@ def mld_loss(
 
     Differs from the authors' code:
         L2D clamps probabilities to [1e-8, 1 − 1e-8], the upper end of which is 1 in float32, and takes logarithms,
-        which are NaN or infinite for confident logits; here everything is formed from the logits and finite for all of them.
+        which are NaN or infinite for confident logits; here everything is formed from the logits and finite for all of
+        them.
 
     Reference:
         Yang et al., "Multi-Label Knowledge Distillation", ICCV 2023; Eq. 2 of MDKD (ACM Multimedia 2024).
