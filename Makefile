@@ -58,7 +58,7 @@ dist: $(VENV)/dev.stamp
 	rm -rf dist
 	$(BIN)/python -m build --no-isolation
 	$(BIN)/python -m twine check --strict dist/*
-	cd dist && sha256sum *
+	$(BIN)/python -c "import hashlib, pathlib; [print(hashlib.sha256(file.read_bytes()).hexdigest(), file) for file in sorted(pathlib.Path('dist').iterdir())]"
 
 clean:
 	rm -rf $(VENV) docs/_build build dist

@@ -21,6 +21,14 @@ extensions = [
     "sphinx_copybutton",
     "sphinxcontrib.bibtex",
 ]
+if tags.has("online"):  # noqa: F821  # sphinx-build -t online: names of other projects become links, by the network
+    extensions.append("sphinx.ext.intersphinx")
+    intersphinx_mapping = {
+        "python": ("https://docs.python.org/3", None),
+        "torch": ("https://docs.pytorch.org/docs/stable", None),
+        "numpy": ("https://numpy.org/doc/stable", None),
+        "torchmetrics": ("https://lightning.ai/docs/torchmetrics/stable", None),
+    }
 exclude_patterns = ["_build"]
 html_theme = "furo"
 html_title = f"mlcorr {version}"

@@ -27,7 +27,8 @@ OPTIONAL = (
     "pytorch_metric_learning", "rich", "timm", "torchmetrics", "transformers", "triton",
 )  # fmt: skip
 LITTER = (
-    ".hypothesis/notes.md", ".nox/newest/README.md", ".venv/lib/package/README.md", "build/lib/mlcorr/old.py",
+    "notes.md", ".hypothesis/notes.md", ".nox/newest/README.md", ".venv/lib/package/README.md",
+    "build/lib/mlcorr/old.py",
     "docs/_build/html/index.html", "runs/model.pt", "runs/notes.md", "src/mlcorr/__pycache__/metrics.cpython-311.pyc",
     "src/mlcorr.egg-info/PKG-INFO", "tests/__pycache__/conftest.cpython-311.pyc",
 )  # fmt: skip

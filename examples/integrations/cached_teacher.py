@@ -28,11 +28,14 @@ BATCH_SIZE = 50
 # [cache]
 def cached_logits(teacher: nn.Module, inputs: Tensor, path: Path) -> Tensor:
     """Return the teacher's logits (N, C) of all inputs, from the file if it is there, else computed and written."""
-    digest = hashlib.sha256(inputs.contiguous().numpy())
+    digest = hashlib.sha256(inputs.cpu().contiguous().numpy())
     for value in teacher.state_dict().values():
-        digest.update(value.contiguous().numpy())
+        digest.update(value.cpu().contiguous().numpy())
     if not path.exists():
-        np.savez(path, logits=predict(teacher, inputs, batch_size=BATCH_SIZE).numpy(), of=digest.hexdigest())
+        path.parent.mkdir(parents=True, exist_ok=True)
+        logits = predict(teacher, inputs, batch_size=BATCH_SIZE).cpu().numpy()
+        with path.open("wb") as file:  # to a name without .npz, `savez` would add it
+            np.savez(file, logits=logits, of=digest.hexdigest())
     with np.load(path, allow_pickle=False) as file:
         if str(file["of"]) != digest.hexdigest():
             raise ValueError(f"{path}: logits of another teacher or of other samples")

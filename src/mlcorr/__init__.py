@@ -4,6 +4,8 @@ Parts are imported from here, as functions from :mod:`mlcorr.functional`, scores
 assembled systems from :mod:`mlcorr.systems`.
 """
 
+from mlcorr import functional as functional
+from mlcorr import metrics as metrics
 from mlcorr.grouping import LabelCooccurrence, LabelGroups, SpectralLabelGrouping
 from mlcorr.layers import (
     AverageMessageGCN,

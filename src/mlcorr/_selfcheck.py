@@ -28,6 +28,8 @@ from mlcorr.functional import (
 from mlcorr.ops import contrast, norder
 from mlcorr.systems.mdkd import MDKDObjective
 
+_NEEDED: Final = ("numpy", "einops", "scikit-learn")
+_MODULES: Final = {"scikit-learn": "sklearn"}  # where a package is called otherwise than what it brings
 OPTIONAL: Final = ("torchmetrics", "matplotlib", "transformers", "timm")
 
 UNIT: Final = 2.0**-24  # float32's relative rounding error
@@ -64,7 +66,7 @@ def versions() -> dict[str, str | None]:
         "platform": f"{platform.system()} {platform.machine()}",
         "torch": torch.__version__,
     }
-    return found | {name: _version(name) for name in ("triton", *OPTIONAL)}
+    return found | {name: _version(name) for name in (*_NEEDED, "triton", *OPTIONAL)}
 
 
 def devices() -> list[torch.device]:
@@ -83,7 +85,8 @@ def describe(device: torch.device) -> str:
         major, minor = torch.cuda.get_device_capability(device)
         return f"{torch.cuda.get_device_name(device)}, compute capability {major}.{minor}"
     if device.type == "cpu":
-        return f"{torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"
+        threads = torch.get_num_threads()
+        return f"{threads} thread{'' if threads == 1 else 's'}, {torch.backends.cpu.get_cpu_capability()}"
     return device.type
 
 
@@ -251,10 +254,14 @@ def _compare(
     others = others or {}
     expected = _value_and_gradients(definition, [x.double() for x in inputs], others)
     there = {key: value.to(device) for key, value in others.items()}
+    precision = torch.get_float32_matmul_precision()
     try:
+        torch.set_float32_matmul_precision("highest")  # where products are of TF32 by default, that is no fault
         actual = _value_and_gradients(function, [x.to(device) for x in inputs], there)
     except Exception as raised:  # whatever a broken installation raises: to be told, with all the rest
         return Check(name, None, f"{type(raised).__name__}: {raised}")
+    finally:
+        torch.set_float32_matmul_precision(precision)
     if not all(a.isfinite().all() for a in actual):
         return Check(name, None, "value or gradient is not finite")
     error = max(
@@ -273,7 +280,7 @@ def _value_and_gradients(
 
 
 def _version(package: str) -> str | None:
-    if importlib.util.find_spec(package) is None:
+    if importlib.util.find_spec(_MODULES.get(package, package)) is None:
         return None
     try:
         return importlib.metadata.version(package)
