@@ -24,9 +24,7 @@ def no_autocast(tensor: torch.Tensor) -> contextlib.AbstractContextManager[objec
     device_type = tensor.device.type
     # A compiled graph holds for a call in autocast and out of it; older compilers cannot ask what is available. An
     # exported one is for a call such as this, and cannot be loaded from a file with such a region in it.
-    if (torch.compiler.is_compiling() and not exporting()) or (
-        torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
-    ):
+    if (torch.compiler.is_compiling() and not exporting()) or in_autocast(tensor):
         return torch.autocast(device_type, enabled=False)
     return contextlib.nullcontext()
 

@@ -11,6 +11,8 @@ from mlcorr._checks import check_choice, check_number
 from mlcorr._reduction import REDUCTIONS, Reduction, reduce
 from mlcorr.losses.partial._entries import log_losses, read_entries
 
+_LOWEST = -sys.float_info.max  # here, since not all compilers can negate it
+
 
 def partial_bce_loss(
     input: Tensor,
@@ -57,9 +59,9 @@ def partial_bce_loss(
                 [0.7516, 0.0000, 0.0000, 0.0000]])
     """
     check_choice("reduction", reduction, REDUCTIONS)
-    alpha = check_number("alpha", alpha, minimum=-sys.float_info.max)
-    beta = check_number("beta", beta, minimum=-sys.float_info.max)
-    gamma = check_number("gamma", gamma, minimum=-sys.float_info.max)
+    alpha = check_number("alpha", alpha, minimum=_LOWEST)
+    beta = check_number("beta", beta, minimum=_LOWEST)
+    gamma = check_number("gamma", gamma, minimum=_LOWEST)
     x, y, unknown = read_entries(input, target)
     known = ~unknown
     positive, negative = log_losses(torch.where(known, x, 0.0))  # a NaN at an unknown label stays there
@@ -97,9 +99,9 @@ class PartialBCELoss(nn.Module):
     ) -> None:
         super().__init__()
         check_choice("reduction", reduction, REDUCTIONS)
-        self.alpha = check_number("alpha", alpha, minimum=-sys.float_info.max)
-        self.beta = check_number("beta", beta, minimum=-sys.float_info.max)
-        self.gamma = check_number("gamma", gamma, minimum=-sys.float_info.max)
+        self.alpha = check_number("alpha", alpha, minimum=_LOWEST)
+        self.beta = check_number("beta", beta, minimum=_LOWEST)
+        self.gamma = check_number("gamma", gamma, minimum=_LOWEST)
         self.reduction = reduction
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
