@@ -194,7 +194,8 @@ class MLVPT(nn.Module):
         """
         check_target("target", target, "logits", output.logits)
         weights = (1.0, 1.0, self.gate_loss_weight, self.gate_loss_weight)
-        used = [(name, weight, each) for name, weight, each in zip(_TERMS, weights, output[1:5], strict=True) if weight]
+        logits = (output.co_logits, output.dis_logits, output.co_gate_logits, output.dis_gate_logits)
+        used = [(name, weight, each) for name, weight, each in zip(_TERMS, weights, logits, strict=True) if weight]
         totals = torch.stack([1000 * weight * self._loss(each, target) for _, weight, each in used])
         known = (target >= 0).sum().to(totals.dtype)
         whole = global_sum(torch.cat([totals, known.unsqueeze(0)]), self._group)
