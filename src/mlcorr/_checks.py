@@ -73,11 +73,17 @@ def check_sequence(name: str, value: object) -> tuple[Any, ...]:
     return tuple(value)
 
 
-def check_mask(name: str, value: object, other_name: str, other: torch.Tensor) -> torch.Tensor:
-    """Return ``value`` if it is a boolean tensor of the shape and device of ``other``."""
+def check_boolean(name: str, value: object) -> torch.Tensor:
+    """Return ``value`` if it is a boolean tensor."""
     mask = check_tensor(name, value)
     if mask.dtype != torch.bool:
         raise TypeError(f"{name}: expected a torch.bool tensor (True = valid), got {mask.dtype}")
+    return mask
+
+
+def check_mask(name: str, value: object, other_name: str, other: torch.Tensor) -> torch.Tensor:
+    """Return ``value`` if it is a boolean tensor of the shape and device of ``other``."""
+    mask = check_boolean(name, value)
     check_same(name, mask, other_name, other)
     return mask
 

@@ -6,17 +6,10 @@ import contextlib
 
 import torch
 
-_is_exporting = getattr(torch.compiler, "is_exporting", lambda: False)
-
 
 def compute_dtype(*tensors: torch.Tensor) -> torch.dtype:
     """float64 if a tensor has it, else float32: half precision is only a format to come in."""
     return torch.float64 if any(tensor.dtype == torch.float64 for tensor in tensors) else torch.float32
-
-
-def exporting() -> bool:
-    """Return whether ``torch.export`` is at work, where PyTorch can tell (from 2.7)."""
-    return _is_exporting()
 
 
 def no_autocast(tensor: torch.Tensor) -> contextlib.AbstractContextManager[object]:
@@ -24,7 +17,7 @@ def no_autocast(tensor: torch.Tensor) -> contextlib.AbstractContextManager[objec
     device_type = tensor.device.type
     # A compiled graph holds for a call in autocast and out of it; older compilers cannot ask what is available. An
     # exported one is for a call such as this, and cannot be loaded from a file with such a region in it.
-    if (torch.compiler.is_compiling() and not exporting()) or in_autocast(tensor):
+    if (torch.compiler.is_compiling() and not torch.compiler.is_exporting()) or in_autocast(tensor):
         return torch.autocast(device_type, enabled=False)
     return contextlib.nullcontext()
 

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mlcorr._checks import check_broadcastable, check_floating, check_integer, check_number, check_tensor
-from mlcorr._precision import compute_dtype, exporting, no_autocast
+from mlcorr._checks import check_boolean, check_broadcastable, check_floating, check_integer, check_number
+from mlcorr._precision import compute_dtype, no_autocast
 
 _Count = TypeVar("_Count", int, Tensor)
 _STEPS = 10**12  # tau is read as a whole number of these steps
@@ -55,7 +55,7 @@ def quantile_mask(scores: Tensor, tau: float, valid: Tensor | None = None) -> Te
     scores = scores.detach()
     if valid is None:
         rank = _rank(tau, scores.shape[-1])
-        if torch.are_deterministic_algorithms_enabled() or exporting():
+        if torch.are_deterministic_algorithms_enabled() or torch.compiler.is_exporting():
             # `kthvalue` names an index too, which of equal scores may be any, and which some devices therefore refuse;
             # ONNX has none.
             threshold = scores.topk(scores.shape[-1] - rank, dim=-1, sorted=False).values.amin(-1, keepdim=True)
@@ -297,9 +297,7 @@ class SpatialPurifiedAttention(nn.Module):
 
 def check_valid(valid: object, tokens: Tensor) -> None:
     """Raise unless ``valid`` is a boolean (B, N) tensor on the device of ``tokens`` (B, N, D)."""
-    mask = check_tensor("valid", valid)
-    if mask.dtype != torch.bool:
-        raise TypeError(f"valid: expected a torch.bool tensor (True = valid), got {mask.dtype}")
+    mask = check_boolean("valid", valid)
     if mask.shape != tokens.shape[:2]:
         raise ValueError(f"valid: expected the shape (B, N) = {tuple(tokens.shape[:2])}, got {tuple(mask.shape)}")
     if mask.device != tokens.device:

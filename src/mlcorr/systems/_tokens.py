@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mlcorr._checks import check_tensor
+from mlcorr._checks import check_boolean
 from mlcorr.layers.spatial_purified_attention import check_valid
 
 
@@ -13,9 +13,7 @@ def check_places(valid: object, images: object) -> None:
     """Raise where ``valid`` can be no (B, N) of ``images``: before a backbone runs, whose statistics would change."""
     if valid is None:
         return
-    mask = check_tensor("valid", valid)
-    if mask.dtype != torch.bool:
-        raise TypeError(f"valid: expected a torch.bool tensor (True = valid), got {mask.dtype}")
+    mask = check_boolean("valid", valid)
     rows = len(images) if isinstance(images, Tensor) and images.dim() else None
     if mask.dim() != 2 or rows not in (None, len(mask)):
         expected = "(B, N)" if rows is None else f"(B, N) with B = {rows}"
