@@ -13,8 +13,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -23,6 +21,7 @@ from mlcorr.metrics import multilabel_scores
 torchmetrics = pytest.importorskip("torchmetrics")
 
 from mlcorr.metrics_torchmetrics import MultilabelScore, MultilabelScores  # noqa: E402
+from tests.ranks import run_ranks  # noqa: E402
 
 LABELS = 4
 PREVALENCE = torch.tensor([0.2, 0.5, 0.7, 0.4], dtype=torch.float64)
@@ -345,24 +344,18 @@ def evaluate(scores: torch.Tensor, targets: torch.Tensor) -> list[dict[str, floa
     return found
 
 
-def work(rank: int, folder: str, ranks: int) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=ranks)
+def work(rank: int, ranks: int) -> list[object]:
     found = []
     for sizes, dtype in SPLITS[ranks]:
         first = sum(sizes[:rank])
         found.append(evaluate(*(x[first : first + sizes[rank]] for x in rows(sum(sizes), dtype))))
-    torch.save(found, f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
+    return found
 
 
 @pytest.mark.parametrize("ranks", SPLITS)
-def test_every_process_returns_the_scores_of_all(ranks, tmp_path: Path):
-    mp.spawn(work, (str(tmp_path), ranks), nprocs=ranks)
-    for rank in range(ranks):
-        for (sizes, dtype), found in zip(
-            SPLITS[ranks], torch.load(tmp_path / f"{rank}.pt", weights_only=True), strict=True
-        ):
+def test_every_process_returns_the_scores_of_all(ranks):
+    for results in run_ranks(work, ranks, ranks):
+        for (sizes, dtype), found in zip(SPLITS[ranks], results, strict=True):
             scores, targets = rows(sum(sizes), dtype)
             expected = [multilabel_scores(scores, targets, **options) for options in OPTIONS for _ in range(2)]
             whole = multilabel_scores(scores, targets)

@@ -6,18 +6,17 @@ import copy
 import io
 import pickle
 import warnings
-from pathlib import Path
 
 import hypothesis.strategies as st
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from hypothesis import given, settings
 from torch import Tensor
 
 from mlcorr import LabelCooccurrence
 from mlcorr.grouping import cooccurrence
+from tests.ranks import run_ranks
 from tests.reference import oprl as loops
 
 STORAGES = ["dense", "sparse"]
@@ -248,9 +247,7 @@ def test_reset_and_nothing_seen(storage: str) -> None:
 # --- several processes ---
 
 
-def work(rank: int, sizes: list[int], folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=len(sizes))
+def work(rank: int, sizes: list[int]) -> list[object]:
     first = sum(sizes[:rank])
     own = draw_targets(sum(sizes), 8)[first : first + sizes[rank]]
     results = {}
@@ -261,16 +258,14 @@ def work(rank: int, sizes: list[int], folder: str) -> None:
         counts.update(own[1:])
         totals = [counts.reduce(dist.group.WORLD).state_dict() for _ in range(2)]
         results[storage] = (totals, counts.state_dict())
-    torch.save(results, f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
+    return results
 
 
 @pytest.mark.parametrize("sizes", [[12, 5], [3, 0, 9]])
-def test_every_rank_gets_the_counts_of_all(sizes: list[int], tmp_path: Path) -> None:
-    mp.spawn(work, (sizes, str(tmp_path)), nprocs=len(sizes))
+def test_every_rank_gets_the_counts_of_all(sizes: list[int]) -> None:
+    ranks = run_ranks(work, len(sizes), sizes)
     targets = draw_targets(sum(sizes), 8)
-    for rank, part in enumerate(targets.split(sizes)):
-        results = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+    for part, results in zip(targets.split(sizes), ranks, strict=True):
         for storage in STORAGES:
             totals, own = results[storage]
             loaded = LabelCooccurrence(8, storage=storage)

@@ -7,19 +7,18 @@ import io
 import math
 import pickle
 import re
-from pathlib import Path
 
 import numpy as np
 import pytest
 import scipy.sparse
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor
 
 from benchmarks.planted import planted_groups, planted_targets
 from mlcorr.grouping import LabelCooccurrence, LabelGroups, SpectralLabelGrouping, affinity
 from tests.grouping.targets import csr, fitted, fitted_real, real_targets, same_partition
+from tests.ranks import run_ranks
 
 RELATIONS = ["co", "dis"]
 NAMES = tuple("abcdefgh")
@@ -153,9 +152,7 @@ def test_seeds_and_global_state() -> None:
     assert first.ncut_dis <= fitted(targets, restarts=1).assignments.ncut_dis
 
 
-def work(rank: int, sizes: list[int], folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=len(sizes))
+def work(rank: int, sizes: list[int]) -> list[object]:
     own = draw_targets(sum(sizes), 40).split(sizes)[rank]
     results = []
     for solver in ("dense", "operator"):
@@ -165,16 +162,14 @@ def work(rank: int, sizes: list[int], folder: str) -> None:
         grouping.update(own[3:])
         grouping.fit(dist.group.WORLD)
         results.append((grouping.state_dict(), grouping.reduce(dist.group.WORLD).state_dict()))
-    torch.save(results, f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
+    return results
 
 
-def test_every_rank_fits_the_same(tmp_path: Path) -> None:
+def test_every_rank_fits_the_same() -> None:
     sizes = [130, 70]
-    mp.spawn(work, (sizes, str(tmp_path)), nprocs=2)
+    ranks = run_ranks(work, 2, sizes)
     targets = draw_targets(200, 40)
-    for rank, part in enumerate(targets.split(sizes)):
-        results = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+    for part, results in zip(targets.split(sizes), ranks, strict=True):
         for solver, (state, reduced) in zip(("dense", "operator"), results, strict=True):
             count = "auto" if solver == "dense" else 5
             expected = fitted(targets, count, solver=solver, restarts=2)

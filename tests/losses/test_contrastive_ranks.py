@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import copy
-from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from mlcorr import DualContrastiveLoss
+from tests.ranks import run_ranks
 
 LABELS, DIM, STEPS = 3, 4, 3
 CASES = [
@@ -61,22 +60,18 @@ def train(model: nn.Module, sizes: list[int], rank: int | None) -> list[list[Ten
     return steps
 
 
-def work(rank: int, sizes: list[int], folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=len(sizes))
+def work(rank: int, sizes: list[int]) -> list[object]:
     results = []
     for case in CASES:
         model = Model(case, dist.group.WORLD)
         steps = train(DistributedDataParallel(model), sizes, rank)
         results.append((steps, model.loss.state_dict()))
-    torch.save(results, f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
+    return results
 
 
 @pytest.mark.parametrize("sizes", [[5, 5], [2, 6], [6, 1], [4, 0, 3]])
-def test_ranks_are_one_big_batch(sizes: list[int], tmp_path: Path) -> None:
-    mp.spawn(work, (sizes, str(tmp_path)), nprocs=len(sizes))
-    ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(len(sizes))]
+def test_ranks_are_one_big_batch(sizes: list[int]) -> None:
+    ranks = run_ranks(work, len(sizes), sizes)
     for index, case in enumerate(CASES):
         model = Model(case, None)
         expected = train(model, sizes, None)
@@ -90,9 +85,7 @@ def test_ranks_are_one_big_batch(sizes: list[int], tmp_path: Path) -> None:
                 torch.testing.assert_close(state[name], value, rtol=1e-14, atol=0.0)
 
 
-def count_terms(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+def count_terms(rank: int) -> dict[str, Tensor]:
     loss = DualContrastiveLoss(LABELS, DIM, max_active=3, group=dist.group.WORLD).double()
     images, targets, scores = (x[5 * rank : 5 * rank + 5] for x in batch(10, 0))
     loss = copy.deepcopy(loss)  # as an average of weights does; the group is shared
@@ -101,17 +94,15 @@ def count_terms(rank: int, folder: str) -> None:
     for name in ("sample", "prototype"):
         with pytest.raises(RuntimeError, match="no second derivatives over the processes of a group"):
             torch.autograd.grad(terms[name], images, create_graph=True)
-    torch.save({name: term.detach() for name, term in terms.items()}, f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
+    return {name: term.detach() for name, term in terms.items()}
 
 
 def prototypes() -> Tensor:
     return torch.linspace(-1, 1, LABELS * DIM, dtype=torch.float64).view(LABELS, DIM)
 
 
-def test_counts_are_those_of_all_ranks(tmp_path: Path) -> None:
-    mp.spawn(count_terms, (str(tmp_path),), nprocs=2)
-    ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
+def test_counts_are_those_of_all_ranks() -> None:
+    ranks = run_ranks(count_terms, 2)
     active = [int((batch(10, 0)[1][5 * rank : 5 * rank + 5] == 1).sum()) for rank in range(2)]
     assert max(active) > 3
     for terms in ranks:
@@ -132,23 +123,19 @@ def test_counts_are_those_of_all_ranks(tmp_path: Path) -> None:
         torch.testing.assert_close(terms["sample"], sample["sample"])
 
 
-def broadcast(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+def broadcast(rank: int) -> dict[str, dict[str, Tensor]]:
     banks = {}
     for together in (False, True):
         for broadcast_buffers in (False, True):
             model = Model({"bank": "per_label", "bank_size": 8}, dist.group.WORLD if together else None)
             train(DistributedDataParallel(model, broadcast_buffers=broadcast_buffers), [5, 5], rank)
             banks[f"{together} {broadcast_buffers}"] = model.loss.state_dict()
-    torch.save(banks, f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
+    return banks
 
 
-def test_what_broadcast_buffers_does_to_a_bank(tmp_path: Path) -> None:
+def test_what_broadcast_buffers_does_to_a_bank() -> None:
     """With a group all ranks hold one bank, and broadcasting it changes nothing. Without, it takes rank 0's for all."""
-    mp.spawn(broadcast, (str(tmp_path),), nprocs=2)
-    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
+    first, second = run_ranks(broadcast, 2)
 
     def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
         return all(torch.equal(value, b[name]) for name, value in a.items() if name.startswith("bank"))

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch.nn.parallel import DistributedDataParallel
 
 from mlcorr import MultiOrderDependencyLoss
 from mlcorr.systems.mdkd import MDKDObjective
+from tests.ranks import run_ranks
 
 LABELS = 6
 CASES = [
@@ -47,9 +47,7 @@ def build(case: dict[str, object], group: object) -> MultiOrderDependencyLoss:
     return copy.deepcopy(MultiOrderDependencyLoss(**{k: v for k, v in case.items() if k != "masked"}, group=group))
 
 
-def work(rank: int, sizes: list[int], folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=len(sizes))
+def work(rank: int, sizes: list[int]) -> list[object]:
     first = sum(sizes[:rank])
     own = slice(first, first + sizes[rank])
     features, teacher, mask = batch(sum(sizes))
@@ -60,15 +58,13 @@ def work(rank: int, sizes: list[int], folder: str) -> None:
         value = loss(student(features[own]), teacher[own], mask[own] if case["masked"] else None)
         value.backward()
         results.append((value.detach(), [p.grad for p in student.parameters()]))
-    torch.save(results, f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
+    return results
 
 
 @pytest.mark.parametrize("sizes", [[4, 4], [3, 1], [2, 5, 1], [3, 0, 2]])
-def test_every_rank_returns_the_loss_of_the_whole_batch(sizes: list[int], tmp_path: Path) -> None:
-    mp.spawn(work, (sizes, str(tmp_path)), nprocs=len(sizes))
+def test_every_rank_returns_the_loss_of_the_whole_batch(sizes: list[int]) -> None:
+    ranks = run_ranks(work, len(sizes), sizes)
     features, teacher, mask = batch(sum(sizes))
-    ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(len(sizes))]
     for index, case in enumerate(CASES):
         student = model()
         expected = build(case, None)(student(features), teacher, mask if case["masked"] else None)

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import copy
-from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 from torch.nn.parallel import DistributedDataParallel
 
 from mlcorr.metrics import multilabel_scores
 from mlcorr.systems.latent_context import LatentContext
+from tests.ranks import run_ranks
 from tests.systems.latent_context_cases import (
     CHANNELS,
     DIM,
@@ -279,9 +278,7 @@ def train(model: nn.Module, system: LatentContext, rows: int, own: slice) -> lis
     return [*results, *(parameter.detach().clone() for parameter in system.parameters())]
 
 
-def work(rank: int, sizes: list[int], folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=len(sizes))
+def work(rank: int, sizes: list[int]) -> list[object]:
     own, results = slice(sum(sizes[:rank]), sum(sizes[: rank + 1])), []
     for case in CASES:
         # Copies, as an average of weights or `deploy` makes them, share the group.
@@ -289,14 +286,12 @@ def work(rank: int, sizes: list[int], folder: str) -> None:
         results.append(train(DistributedDataParallel(system), system, sum(sizes), own))  # no search for unused ones
     system = build({}, dist.group.WORLD).deploy()
     results.append(train(DistributedDataParallel(system), system, sum(sizes), own))
-    torch.save(results, f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
+    return results
 
 
 @pytest.mark.parametrize("sizes", [[4, 4], [5, 2], [3, 0]])
-def test_every_rank_trains_as_one_process_with_the_whole_batch(sizes: list[int], tmp_path: Path) -> None:
-    mp.spawn(work, (sizes, str(tmp_path)), nprocs=len(sizes))
-    ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(len(sizes))]
+def test_every_rank_trains_as_one_process_with_the_whole_batch(sizes: list[int]) -> None:
+    ranks = run_ranks(work, len(sizes), sizes)
     systems = [*(build(case, None) for case in CASES), build({}, None).deploy()]
     for index, system in enumerate(systems):
         expected = train(system, system, sum(sizes), slice(None))

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import copy
 import io
-from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from mlcorr.grouping import LabelGroups
 from mlcorr.metrics import multilabel_scores
 from mlcorr.systems.ml_vpt import MLVPT
+from tests.ranks import run_ranks
 from tests.systems.ml_vpt_cases import GROUPS, LABELS, images, make_model, make_vit, targets, trained
 from tests.systems.planted import planted
 
@@ -252,22 +251,18 @@ def train(model: nn.Module, system: MLVPT, rows: int, own: slice) -> list[Tensor
     return [*results, *(each.detach().clone() for each in system.parameters())]
 
 
-def work(rank: int, sizes: list[int], folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=len(sizes))
+def work(rank: int, sizes: list[int]) -> list[object]:
     own, results = slice(sum(sizes[:rank]), sum(sizes[: rank + 1])), []
     for case in CASES:
         system = build(case, dist.group.WORLD)
         results.append(train(DistributedDataParallel(system), system, sum(sizes), own))  # no search for unused ones
     assert copy.deepcopy(system)._group is dist.group.WORLD  # as for an average of weights
-    torch.save(results, f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
+    return results
 
 
 @pytest.mark.parametrize("sizes", [[4, 4], [5, 2]])
-def test_every_rank_trains_as_one_process_with_the_whole_batch(sizes: list[int], tmp_path: Path) -> None:
-    mp.spawn(work, (sizes, str(tmp_path)), nprocs=len(sizes))
-    ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(len(sizes))]
+def test_every_rank_trains_as_one_process_with_the_whole_batch(sizes: list[int]) -> None:
+    ranks = run_ranks(work, len(sizes), sizes)
     for index, case in enumerate(CASES):
         system = build(case, None)
         expected = train(system, system, sum(sizes), slice(None))

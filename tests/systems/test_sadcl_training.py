@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import copy
-from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from mlcorr.metrics import multilabel_scores
 from mlcorr.systems.sadcl import SADCL
+from tests.ranks import run_ranks
 from tests.systems.planted import planted
 
 CHANNELS, LABELS = 16, 5
@@ -122,9 +121,7 @@ def share(part: list[int], rank: int) -> slice:
     return slice(sum(part[:rank]), sum(part[: rank + 1]))
 
 
-def work(rank: int, sizes: list[int], folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=len(sizes))
+def work(rank: int, sizes: list[int]) -> list[object]:
     own, results = share(sizes, rank), []
     for case in CASES:
         system = build(case, dist.group.WORLD)
@@ -139,15 +136,13 @@ def work(rank: int, sizes: list[int], folder: str) -> None:
         halves = [(tokens[own][:1], target[own][:1]), (tokens[own][1:], target[own][1:])]
     with pytest.warns(UserWarning, match="of 5 labels have"):
         system.initialize_prototypes(halves, threshold=0.5)
-    torch.save([*results, [system.prototypes.detach()]], f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
+    return [*results, [system.prototypes.detach()]]
 
 
 @pytest.mark.filterwarnings("ignore:find_unused_parameters=True was specified:UserWarning")
 @pytest.mark.parametrize("sizes", [[4, 4], [5, 2]])
-def test_every_rank_trains_as_one_process_with_the_whole_batch(sizes: list[int], tmp_path: Path) -> None:
-    mp.spawn(work, (sizes, str(tmp_path)), nprocs=len(sizes))
-    ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(len(sizes))]
+def test_every_rank_trains_as_one_process_with_the_whole_batch(sizes: list[int]) -> None:
+    ranks = run_ranks(work, len(sizes), sizes)
     for index, case in enumerate(CASES):
         system = build(case, None)
         expected = train(system, system, sum(sizes), slice(None))
