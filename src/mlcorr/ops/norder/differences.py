@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mlcorr._precision import no_autocast
+from mlcorr.ops.products import product
 
 
 def instance_differences(student: Tensor, teacher: Tensor) -> Tensor:
@@ -30,11 +30,11 @@ def batch_difference(
     m = mask.to(student.dtype)
     u, v = (teacher + student) * m, (teacher - student) * m
     rows = valid_rows(mask)
-    with no_autocast(student):
-        if dependency == "square_of_sums":
-            return (u.T @ m - m.T @ u) * (v.T @ m - m.T @ v) / rows
-        half = (u * v).T @ m - u.T @ v
-        return (half + half.T) / rows
+    if dependency == "square_of_sums":
+        of_u, of_v = product(u.T, m), product(v.T, m)
+        return (of_u - of_u.T) * (of_v - of_v.T) / rows
+    half = product((u * v).T, m) - product(u.T, v)
+    return (half + half.T) / rows
 
 
 def valid_rows(mask: Tensor) -> Tensor:

@@ -15,9 +15,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from mlcorr._precision import no_autocast
 from mlcorr.ops.norder.coefficients import instance_coefficients, matrix_coefficients
 from mlcorr.ops.norder.differences import batch_difference, valid_rows
+from mlcorr.ops.products import product
 
 
 def instance_loss(student: Tensor, teacher: Tensor, mask: Tensor, plan: Tensor) -> Tensor:
@@ -65,9 +65,8 @@ def batch_loss(
         w = u * v
         x, y = torch.cat([w, m, -u, -v]), torch.cat([m, w, v, u])
         size = valid_rows(mask)
-        with no_autocast(student):
-            q = ((x @ x.T) * (y @ y.T)).sum() / (size * size)
-            r = y.sum(dim=1) @ x / size
+        q = (product(x, x.T) * product(y, y.T)).sum() / (size * size)
+        r = product(y.sum(dim=1, keepdim=True).T, x).squeeze(0) / size
     total = r.sum()
     c_q = c_r = c_s = 0.0
     for order, weight in orders:
