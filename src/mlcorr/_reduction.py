@@ -19,11 +19,11 @@ def reduce(loss: torch.Tensor, valid: torch.Tensor | None, reduction: Reduction)
     """
     if reduction == "none":
         return loss
-    total = loss.sum()
     if reduction == "sum":
-        return total
+        return loss.sum()
+    # Divided before it is summed, so that no sum overflows where its mean does not.
     if valid is None:
         count = loss.numel() if reduction == "mean" else math.prod(loss.shape[:-1])
-        return total / max(count, 1)
+        return (loss / max(count, 1)).sum()
     counted = valid if reduction == "mean" else valid.any(dim=-1)
-    return total / counted.sum().clamp(min=1)
+    return (loss / counted.sum().clamp(min=1)).sum()
