@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mlcorr.losses._probabilities import log_probabilities
+
 Inputs: TypeAlias = Literal["logits", "probabilities"]
 
 # Where a focusing factor no longer depends on x, the other factor of its gradient may overflow: it sees x up to here.
@@ -46,10 +48,7 @@ def _log_probabilities(x: Tensor, inputs: Inputs) -> tuple[Tensor, Tensor, Tenso
     """Return p, log p and log(1 − p)."""
     if inputs == "logits":
         return x.sigmoid(), F.logsigmoid(x), F.logsigmoid(-x)
-    # PyTorch's own clamps: logarithms at −100, and 1e-12 under the fraction in their gradients.
-    log_p = -F.binary_cross_entropy(x, torch.ones_like(x), reduction="none")
-    log_not_p = -F.binary_cross_entropy(x, torch.zeros_like(x), reduction="none")
-    return x, log_p, log_not_p
+    return x, *log_probabilities(x)
 
 
 def _focus(log_base: Tensor, gamma: float | Tensor, detach: bool) -> Tensor:

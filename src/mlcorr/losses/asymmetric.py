@@ -10,6 +10,7 @@ from mlcorr._precision import compute_dtype, no_autocast
 from mlcorr._reduction import REDUCTIONS, Reduction, reduce
 from mlcorr._targets import check_target, split_target
 from mlcorr.losses._focal import Inputs, focal_terms
+from mlcorr.losses._probabilities import widen
 
 
 def asymmetric_loss(
@@ -75,7 +76,8 @@ def asymmetric_loss(
         if factor is not None:
             check_broadcastable(name, factor, "input", input)
 
-    x = input.to(compute_dtype(input))
+    dtype = compute_dtype(input)
+    x = input.to(dtype) if inputs == "logits" else widen(input, dtype)
     y, known = split_target(target, x.dtype)
     if known is not None:
         x = torch.where(known, x, 0.5)  # a NaN at an unknown label reaches neither value nor gradient

@@ -12,6 +12,7 @@ from mlcorr._autograd import fixed_signature
 from mlcorr._checks import check_broadcastable, check_choice, check_floating, check_mask, check_number, check_same
 from mlcorr._precision import compute_dtype, half_difference, no_autocast
 from mlcorr._reduction import REDUCTIONS, Reduction, reduce
+from mlcorr.losses._probabilities import log_probabilities, widen
 
 Inputs: TypeAlias = Literal["logits", "probabilities"]
 
@@ -73,23 +74,23 @@ def mld_loss(
     if weight is not None:
         check_broadcastable("weight", weight, "student", student)
     dtype = compute_dtype(student, teacher)
-    student, teacher = student.to(dtype), teacher.to(dtype)
+    if inputs == "logits":
+        student, teacher = student.to(dtype), teacher.to(dtype)
+    else:
+        student, teacher = widen(student, dtype), widen(teacher, dtype)
     if mask is not None:
         # Before the mathematics, so that a NaN in a masked entry reaches neither value nor gradient.
         student, teacher = torch.where(mask, student, 0.0), torch.where(mask, teacher, 0.0)
     if inputs == "logits":
-        if temperature != 1.0:
-            student, teacher = student / temperature, teacher / temperature
-        divergence: Tensor = _BernoulliDivergence.apply(student, teacher)
-        if temperature != 1.0:
-            divergence = divergence * (temperature * temperature)
+        divergence: Tensor = _BernoulliDivergence.apply(student, teacher, temperature)
     else:
         with no_autocast(student):
-            divergence = F.binary_cross_entropy(student, teacher, reduction="none")
-            divergence = divergence - F.binary_cross_entropy(teacher, teacher, reduction="none")
+            (log_s, log_not_s), (log_t, log_not_t) = log_probabilities(student), log_probabilities(teacher)
+        divergence = teacher * (log_t - log_s) + (1 - teacher) * (log_not_t - log_not_s)
     if weight is not None:
         divergence = divergence * weight.to(dtype)
-    return reduce(divergence, mask, reduction)
+    loss = reduce(divergence, mask, reduction)
+    return loss if temperature == 1.0 else temperature * loss
 
 
 class MLDLoss(nn.Module):
@@ -151,7 +152,7 @@ def _check_configuration(temperature: float, inputs: Inputs, reduction: Reductio
 
 
 class _BernoulliDivergence(torch.autograd.Function):
-    """KL(Bernoulli(σ(t)) ‖ Bernoulli(σ(s))) of logits, entry by entry.
+    """T·KL(Bernoulli(σ(t/T)) ‖ Bernoulli(σ(s/T))) of logits, entry by entry, which no logit of theirs overflows.
 
     KL = softplus(s) − softplus(t) + σ(t)·(t − s) is unchanged when both logits change sign. It is evaluated on the
     side where the teacher's is negative: there softplus(t) and σ(t) keep full relative precision however confident
@@ -162,24 +163,35 @@ class _BernoulliDivergence(torch.autograd.Function):
 
     @staticmethod
     @fixed_signature
-    def forward(student: Tensor, teacher: Tensor) -> Tensor:
+    def forward(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
         flipped = torch.where(teacher > 0, -student, student)
         negative = -teacher.abs()
-        divergence = F.logsigmoid(-negative) - F.logsigmoid(-flipped)
-        return torch.addcmul(divergence, negative.sigmoid(), half_difference(negative, flipped), value=2)
+        divergence = _softplus(flipped, temperature) - _softplus(negative, temperature)
+        probability = (negative if temperature == 1.0 else negative / temperature).sigmoid()
+        return torch.addcmul(divergence, probability, half_difference(negative, flipped), value=2)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:  # noqa: ARG004
-        ctx.save_for_backward(*inputs)
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG004
+        student, teacher, ctx.temperature = inputs
+        ctx.save_for_backward(student, teacher)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         student, teacher = ctx.saved_tensors
-        probability = teacher.sigmoid()
+        t = teacher if ctx.temperature == 1.0 else teacher / ctx.temperature
+        probability = t.sigmoid()
         grad_student = grad_teacher = None
         if ctx.needs_input_grad[0]:
-            grad_student = grad * (student.sigmoid() - probability)
+            s = student if ctx.temperature == 1.0 else student / ctx.temperature
+            grad_student = grad * (s.sigmoid() - probability)
         if ctx.needs_input_grad[1]:
-            slope = probability * teacher.neg().sigmoid()
-            grad_teacher = grad * (2 * slope * half_difference(teacher, student))
-        return grad_student, grad_teacher
+            slope = probability * t.neg().sigmoid()
+            grad_teacher = (grad / ctx.temperature) * (2 * slope * half_difference(teacher, student))
+        return grad_student, grad_teacher, None
+
+
+def _softplus(x: Tensor, temperature: float) -> Tensor:
+    """Return T·log(1 + exp(x/T))."""
+    if temperature == 1.0:
+        return -F.logsigmoid(-x)
+    return torch.add(x.clamp(min=0), (x.abs() / -temperature).exp().log1p(), alpha=temperature)

@@ -74,7 +74,7 @@ class _Objective(torch.autograd.Function):
         mld.add_((teacher.clamp(max=0) - student.clamp(max=0)).mul_(t))
         u, v = closed_form.centred_sum_and_difference(s, t)
         *sums, instance = closed_form.instance_form(u, v, plan)
-        return s, t, u, v, *sums, base.sum(), mld_weight * mld.sum(), instance.sum()
+        return s, t, u, v, *sums, base.sum(), mld.mul_(mld_weight).sum(), instance.sum()
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
