@@ -82,7 +82,7 @@ class _Evaluation(Metric):
             TypeError: an argument is no tensor, ``scores`` not floating-point, or ``targets`` complex.
             ValueError: shapes or devices do not fit. In both cases what was added before is as it was.
         """
-        self._check(scores, targets)
+        targets = self._check(scores, targets)
         if len(scores) == 0:
             return
         stored = scores.detach()
@@ -141,16 +141,17 @@ class _Evaluation(Metric):
         dtype = torch.float32 if self.device.type == "mps" else torch.float64  # it has no float64
         return torch.tensor(values, dtype=dtype, device=self.device).unbind()
 
-    def _check(self, scores: object, targets: object) -> None:
+    def _check(self, scores: object, targets: object) -> Tensor:
         score = check_floating("scores", scores, min_dim=0)
         if score.dim() != 2 or score.shape[1] != self.num_labels:
             raise ValueError(f"scores: expected shape (N, {self.num_labels}), got {tuple(score.shape)}")
-        check_target("targets", targets, "scores", score)
+        target = check_target("targets", targets, "scores", score)
         if score.device != self.device:
             raise ValueError(
                 f"scores: expected the device of the metric, {self.device}, got {score.device}; "
                 f"move the metric there with .to({str(score.device)!r})"
             )
+        return target
 
     def _gather(self, rows: Tensor, group: Any = None) -> list[Tensor]:
         """Return the rows of all processes, bit for bit.

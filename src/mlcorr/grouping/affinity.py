@@ -60,7 +60,7 @@ def affinity(counts: Tensor, label_counts: Tensor, tau: float = 2.0) -> Tensor:
     power = 1 / check_number("tau", tau, minimum=0.0, exclusive=True)
     _check(counts, label_counts)
     if counts.layout == torch.strided:
-        below = (label_counts if label_counts.dim() == 2 else label_counts.unsqueeze(1)).clamp(min=1).double()
+        below = (label_counts if label_counts.dim() == 2 else label_counts.unsqueeze(1)).double().clamp(min=1)
         ratio = (counts.double() / below).pow(power)
         return ((ratio + ratio.T) / 2).fill_diagonal_(0)
     row, column, half = half_affinity(counts, label_counts, power)
@@ -108,8 +108,8 @@ def normalized_cut(affinity: Tensor, groups: Tensor) -> float:
     groups = groups.long()
     if int(groups.min()) < 0:
         raise ValueError(f"groups: expected numbers >= 0, got {int(groups.min())}")
-    row, column, value = _entries(affinity)
-    weight = value.double() * (row != column)
+    row, column, value = _entries(affinity.double())
+    weight = value * (row != column)
     volume = weight.new_zeros(int(groups.max()) + 1).index_add_(0, groups[row], weight)
     inner = torch.zeros_like(volume).index_add_(0, groups[row], weight * (groups[row] == groups[column]))
     filled = torch.zeros_like(volume).index_fill_(0, groups, 1.0)
@@ -126,7 +126,7 @@ def half_affinity(counts: Tensor, label_counts: Tensor, power: float) -> tuple[T
         if not (torch.equal(known_row, row) and torch.equal(known_column, column)):
             raise ValueError("label_counts: expected an entry wherever counts has one, and nowhere else")
     off = (row != column) & (value > 0)
-    half = (value[off].double() / below[off].clamp(min=1).double()).pow_(power).div_(2)
+    half = (value[off].double() / below[off].double().clamp(min=1)).pow_(power).div_(2)
     return row[off], column[off], half
 
 

@@ -33,7 +33,7 @@ class PrototypeMeans:
 
     def update(self, features: Tensor, logits: Tensor, target: Tensor) -> None:
         """Add a batch: (B, L, d), (B, L) and (B, L)."""
-        check_target("target", target, "logits", logits)
+        target = check_target("target", target, "logits", logits)
         positive = target == 1
         sure = positive & (logits.to(compute_dtype(logits)).sigmoid() >= self.threshold)
         chosen = torch.stack([sure, positive])

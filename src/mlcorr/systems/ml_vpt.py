@@ -192,7 +192,7 @@ class MLVPT(nn.Module):
 
         They are tensors in the graph, and nothing is synchronised until the caller reads one.
         """
-        check_target("target", target, "logits", output.logits)
+        target = check_target("target", target, "logits", output.logits)
         weights = (1.0, 1.0, self.gate_loss_weight, self.gate_loss_weight)
         logits = (output.co_logits, output.dis_logits, output.co_gate_logits, output.dis_gate_logits)
         used = [(name, weight, each) for name, weight, each in zip(_TERMS, weights, logits, strict=True) if weight]

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from mlcorr._checks import check_integer, check_number
 from mlcorr._distributed import check_group, copy_sharing_group, global_sum
 from mlcorr._precision import compute_dtype
+from mlcorr._targets import check_target
 from mlcorr.layers import GroupWiseLinear
 from mlcorr.losses.binary_cross_entropy import BinaryCrossEntropyLoss
 from mlcorr.losses.dual_contrastive import DualContrastiveLoss
@@ -284,7 +285,7 @@ class SADCL(nn.Module):
         if self.base_loss is not None:
             return self.classification_weight * self.base_loss(logits, target)
         total = self._cross_entropy(logits, target)
-        known = (target >= 0).sum().to(total.dtype)
+        known = check_target("target", target, "logits", logits).ge(0).sum().to(total.dtype)
         total, known = global_sum(torch.stack([total, known]), self._group).unbind()
         return self.classification_weight * (total / known.clamp(min=1))
 

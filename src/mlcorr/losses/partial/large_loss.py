@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from mlcorr._checks import check_choice, check_integer, check_number
 from mlcorr._reduction import REDUCTIONS, Reduction, reduce
+from mlcorr._targets import check_target
 from mlcorr.losses.partial._entries import largest, log_losses, read_entries
 
 _MODIFICATIONS = ("rejection", "correction")
@@ -116,7 +117,8 @@ def correct_large_losses(input: Tensor, target: Tensor, *, share: float) -> Tens
     """
     share = check_number("share", share, minimum=0.0, maximum=1.0)
     x, _, unknown = read_entries(input, target)
-    return target.masked_fill(_large(x, unknown, share), 1)
+    filled = check_target("target", target, "input", input).masked_fill(_large(x, unknown, share), 1)
+    return filled.to(target.dtype)
 
 
 class LargeLoss(nn.Module):
