@@ -125,6 +125,9 @@ class MDKDObjective(nn.Module):
                 return self._terms_by_kernel(student, teacher, target, mask)
             if mask is None:
                 return self._terms_in_one_pass(student, teacher, target)
+        # Here, so that the gradients of all terms are added in what is computed in.
+        dtype = check_pair(student, teacher, self._settings.level)
+        student, teacher = student.to(dtype), teacher.to(dtype)
         dependency = self.dependency.terms(student, teacher, mask)
         return {
             "base": self.base_loss(student, target),
