@@ -70,7 +70,8 @@ class TimmLike(nn.Module):
     def _pos_embed(self, x: Tensor) -> Tensor:
         height, width = x.shape[1:3]
         grid = self.pos_embed[:, 1:].unflatten(1, (2, 2)).permute(0, 3, 1, 2)
-        grid = nn.functional.interpolate(grid, size=(height, width), mode="bicubic", antialias=True)
+        wide = grid.to(torch.promote_types(grid.dtype, torch.float32))  # as timm does: there is no other on a CPU
+        grid = nn.functional.interpolate(wide, size=(height, width), mode="bicubic", antialias=True).to(grid.dtype)
         places = torch.cat([self.pos_embed[:, :1], grid.flatten(2).mT], dim=1)
         return self.pos_drop(torch.cat([self.cls_token.expand(len(x), -1, -1), x.flatten(1, 2)], dim=1) + places)
 

@@ -1,0 +1,59 @@
+"""Images and features of zeros, next to zeros, and of 1e4: what multiplies them with weights stays finite."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tests.contract.case import Arguments, Case, Sizes, cast, each_case, scalar, tensors, with_gradients
+from tests.contract.cases import CASES
+from tests.contract.extremes import DTYPES, assert_within, rounding
+
+_OFF = 64  # roundings that a value may be off by, after some layers of products
+
+
+def of_features(case: Case) -> str | None:
+    """For ``needs``: what multiplies features with weights."""
+    if case.kind not in ("layer", "system", "backbone") or "features" not in case.floating.values():
+        return "has no products of features and weights; see extreme numbers"
+    return None
+
+
+@each_case("large and small features", needs=of_features)
+def test_large_and_small_features(name: str) -> None:
+    case = CASES[name]
+    for scale in (0.0, 1e-30, 1e4):
+        for dtype in DTYPES:
+            context = f"{dtype}, features of {scale:g}"
+            arguments = case.draw(Sizes())
+            features = next(iter(case.floating))  # what else there is are weights
+            arguments[features] = arguments[features].clamp(-1, 1) * scale
+            arguments = cast(arguments, dtype)
+            thing = case.module(arguments)
+            values, gradients = measured_with_weights(case, thing, arguments)
+            wide = copy.deepcopy(thing).double() if isinstance(thing, nn.Module) else thing
+            true_values, true_gradients = measured_with_weights(case, wide, cast(arguments, torch.float64))
+            for value, truth in zip(values, true_values, strict=True):
+                fits = truth.abs() <= torch.finfo(value.dtype).max
+                assert value[fits].isfinite().all(), context
+                if dtype == torch.float32:
+                    allowed = rounding(value, truth) + _OFF * torch.finfo(dtype).eps * truth.abs().max()
+                    assert_within(value, truth, allowed, context)
+            # Where the truth does not fit there is no gradient: of zeros, each layer norm makes it 300 times as large.
+            if all((truth.abs() <= torch.finfo(dtype).max).all() for truth in true_gradients.values()):
+                for of, gradient in gradients.items():
+                    assert gradient.isfinite().all(), f"{context}, {of}"
+
+
+def measured_with_weights(case: Case, thing: Any, arguments: Arguments) -> tuple[list[Tensor], dict[str, Tensor]]:
+    """Return the floating outputs, and the gradients to the leaves and to the weights of a module."""
+    given = with_gradients(case, arguments)
+    output = case.call(thing, given)
+    scalar(output).backward()
+    weights = thing.named_parameters() if isinstance(thing, nn.Module) else ()
+    gradients = {f"weight {of}": weight.grad for of, weight in weights if weight.grad is not None}
+    gradients.update((leaf, given[leaf].grad) for leaf in case.leaves)
+    return [value.detach() for value in tensors(output) if value.is_floating_point()], gradients
