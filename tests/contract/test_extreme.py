@@ -1,7 +1,7 @@
 """Numbers at the ends of their dtypes: values and gradients are finite and, where float64 can tell, right.
 
 The truth is the same case in float64, on the same numbers. What float64 itself makes of such numbers is held against
-60 digits in ``test_exact.py``.
+120 digits in ``test_exact.py``.
 """
 
 from __future__ import annotations
