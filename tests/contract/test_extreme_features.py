@@ -57,3 +57,33 @@ def measured_with_weights(case: Case, thing: Any, arguments: Arguments) -> tuple
     gradients = {f"weight {of}": weight.grad for of, weight in weights if weight.grad is not None}
     gradients.update((leaf, given[leaf].grad) for leaf in case.leaves)
     return [value.detach() for value in tensors(output) if value.is_floating_point()], gradients
+
+
+def of_directions(case: Case) -> str | None:
+    """For ``needs``: losses of vectors."""
+    directions = case.kind == "loss" and "features" in case.floating.values()
+    return None if directions else "is no loss of vectors"
+
+
+@each_case("vectors of any length", needs=of_directions)
+def test_vectors_of_any_length(name: str) -> None:
+    """Powers of two, so that the vectors of any length have the same digits; and so their losses."""
+    case = CASES[name]
+    for dtype in (torch.float32, torch.float64):
+        arguments = cast(case.draw(Sizes()), dtype)
+        largest = 2.0 ** (120 if dtype == torch.float32 else 1000)
+        lengths, scaled = {}, dict(arguments)
+        for leaf in case.leaves:
+            vectors = arguments[leaf]
+            rows = torch.arange(vectors[..., 0].numel()).view(*vectors.shape[:-1], 1)
+            lengths[leaf] = torch.tensor([largest, 2.0**-16, 1.0, 2.0**60], dtype=dtype)[rows % 4]
+            scaled[leaf] = vectors * lengths[leaf]
+        (found,), gradients = measured_with_weights(case, case.module(arguments), scaled)
+        (expected,), usual = measured_with_weights(case, case.module(arguments), arguments)
+        allowed = _OFF * torch.finfo(dtype).eps
+        assert_within(found, expected.double(), allowed * expected.double().abs(), f"{dtype}")
+        for leaf, length in lengths.items():
+            truth = usual[leaf].double()
+            undone = (gradients[leaf].double() * length.double()).clamp(-1e300, 1e300)
+            vanishing = torch.finfo(dtype).tiny * length.double()
+            assert_within(undone, truth, allowed * truth.abs().max() + vanishing, f"{dtype}, {leaf}")
