@@ -8,11 +8,17 @@ import torch
 from torch import Tensor
 
 from tests.contract.case import Arguments, Case, Range, Sizes, scalar, tensors, with_gradients
+from tests.contract.cases import CASES
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 SIZES = Sizes(rows=26, labels=7)  # 182 entries: two arguments meet in all pairs of 13 logits
 
 _LOSSES_OF_ANY_LENGTH = "loss"  # whose features have no length; a layer's matrix product may overflow as PyTorch's does
+
+
+def name_of(case: Case) -> str:
+    """Return the name of a case."""
+    return next(name for name, each in CASES.items() if each is case)
 
 
 def ends(values: Range, dtype: torch.dtype) -> Tensor:

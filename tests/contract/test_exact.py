@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tests.contract.case import Arguments, Case, each_case, with_gradients
 from tests.contract.cases import CASES
-from tests.contract.extremes import assert_within, ends, rounding
+from tests.contract.extremes import assert_within, ends, name_of, rounding
 from tests.reference import exact
 
 _OFF = 16
@@ -39,7 +39,7 @@ _DEPENDENCIES = ("multi_order_dependency_loss",)
 
 def has_digits(case: Case) -> str | None:
     """For ``needs``: losses whose entries are functions of logits alone."""
-    name = next(name for name, each in CASES.items() if each is case)
+    name = name_of(case)
     if name in _ENTRIES or name in _DIVERGENCES or name in _DEPENDENCIES:
         return None
     if case.kind == "loss" and "features" not in case.floating.values():

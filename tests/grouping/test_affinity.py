@@ -39,6 +39,15 @@ def test_affinity_equals_the_loops(rows, tau: float) -> None:
     assert torch.equal(from_sparse.to_dense(), actual)
 
 
+@pytest.mark.parametrize("dtype", [torch.uint16, torch.uint64, torch.float8_e5m2, torch.float16])
+def test_counts_and_affinities_of_every_real_dtype(dtype: torch.dtype) -> None:
+    together, present = torch.tensor([[0, 4, 0], [4, 0, 1], [0, 1, 0]]), torch.tensor([4, 16, 0])
+    assert torch.equal(affinity(together.to(dtype), present.to(dtype)), affinity(together, present))
+    groups = torch.tensor([0, 0, 1])
+    assert normalized_cut(together.to(dtype), groups) == normalized_cut(together, groups)
+    assert normalized_cut(together.to_sparse(), groups) == normalized_cut(together, groups)
+
+
 def test_affinity_of_known_labels_needs_one_count_a_label() -> None:
     targets = torch.rand(50, 6, generator=torch.Generator().manual_seed(0)) < 0.3
     targets[:, 4] = False

@@ -81,6 +81,35 @@ def test_derivatives_of_both_sides(inputs: str, temperature: float) -> None:
     torch.testing.assert_close(mapped, torch.stack([loss(student, teacher), loss(teacher, student)]))
 
 
+@pytest.mark.parametrize("temperature", [0.25, 1.0, 4.0])
+def test_no_temperature_makes_the_largest_logits_overflow(temperature: float) -> None:
+    largest = torch.finfo(torch.float64).max / 2**10
+    student = torch.tensor([-largest, largest, -largest, 0.0, 1.0], dtype=torch.float64, requires_grad=True)
+    teacher = torch.tensor([largest, largest, 0.0, -largest, 2.0], dtype=torch.float64, requires_grad=True)
+    loss = mld_loss(student, teacher, temperature=temperature, reduction="none")
+    loss.sum().backward()
+    # Of sure networks, temperature·|student|; half of it where the teacher has no opinion.
+    usual = temperature**2 * bernoulli_divergence(1 / temperature, 2 / temperature)
+    flat = temperature**2 * bernoulli_divergence(0.0, -1e4)
+    expected = torch.tensor([temperature * largest, 0.0, temperature * largest / 2, flat, usual], dtype=torch.float64)
+    torch.testing.assert_close(loss, expected, rtol=1e-12, atol=0)
+    slopes = [-1, 0, -0.5, 0.5, sigmoid(1 / temperature) - sigmoid(2 / temperature)]
+    torch.testing.assert_close(student.grad, temperature * torch.tensor(slopes, dtype=torch.float64))
+    usual = sigmoid(2 / temperature) * sigmoid(-2 / temperature)
+    torch.testing.assert_close(teacher.grad, torch.tensor([0, 0, largest / 4, 0, usual], dtype=torch.float64))
+
+
+def test_a_sure_teacher_of_probabilities_has_a_gradient() -> None:
+    """It is the difference of the clamped logarithms, of p and of 1 − p."""
+    student = torch.tensor([0.5, 0.5, 0.0, 1.0, 1.0], dtype=torch.float64)
+    teacher = torch.tensor([0.0, 1.0, 0.0, 0.0, 0.25], dtype=torch.float64, requires_grad=True)
+    mld_loss(student, teacher, inputs="probabilities", reduction="sum").backward()
+    half = torch.tensor(0.5, dtype=torch.float64).log()
+    of_quarter = torch.tensor(1 / 3, dtype=torch.float64).log() - 100
+    expected = torch.stack([-100 - half + half, 100 + half - half, 0 * half, -200 + 0 * half, of_quarter])
+    torch.testing.assert_close(teacher.grad, expected)
+
+
 def test_temperature_is_that_of_hinton() -> None:
     student, teacher = torch.randn(3, 4), torch.randn(3, 4)
     expected = 9 * mld_loss(student / 3, teacher / 3)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from mlcorr._checks import check_floating, check_integer
+from mlcorr._precision import in_autocast
 
 
 def group_wise_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -22,7 +23,7 @@ def group_wise_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> 
         (..., C) in the dtype of ``x``; under autocast in that of its matrix products, as of ``F.linear``.
 
     Raises:
-        TypeError: An argument is no floating-point tensor.
+        TypeError: An argument is no floating-point tensor, or ``weight`` of another dtype than ``x`` outside autocast.
         ValueError: Shapes do not fit.
 
     Differs from the authors' code:
@@ -41,6 +42,8 @@ def group_wise_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> 
     check_floating("weight", weight)
     if weight.shape != x.shape[-2:]:
         raise ValueError(f"weight: expected the shape (C, D) = {tuple(x.shape[-2:])} of x, got {tuple(weight.shape)}")
+    if weight.dtype != x.dtype and not in_autocast(x):
+        raise TypeError(f"weight: expected the dtype of x, {x.dtype}, got {weight.dtype}")
     # A matrix product and no sum of products: in half precision it accumulates in float32.
     logits = torch.einsum("...cd,cd->...c", x, weight)
     if bias is None:

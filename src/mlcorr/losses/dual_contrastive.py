@@ -184,7 +184,9 @@ class DualContrastiveLoss(nn.Module):
     ) -> tuple[dict[str, Tensor], Tensor, Tensor]:
         """Return the terms, and embeddings and labels of all ranks to write, −1 where one is not to be written."""
         prototypes = self._check(z, targets, scores, prototypes)
-        z = widen(z, compute_dtype(z))  # once, so that the gradients of both terms and all ranks are added in it
+        bank = () if self.bank is None else self.bank.keys()[:1]
+        dtype = compute_dtype(z, prototypes, *bank)
+        z = widen(z, dtype)  # once, so that the gradients of both terms and all ranks are added in it
         x, labels, admitted, dropped = self._active(z, targets, scores)
         written, written_labels = x, torch.where(admitted, labels, -1)
         keys, key_labels = x[:0], labels[:0]
@@ -199,7 +201,7 @@ class DualContrastiveLoss(nn.Module):
         if self.bank is not None:
             banked, banked_labels = self.bank.keys()
             banked_labels = torch.where(self.steps >= self.bank_warmup_steps, banked_labels, -1)
-            keys = torch.cat([keys, banked.to(compute_dtype(z, banked))])
+            keys = torch.cat([keys, banked.to(dtype)])
             key_labels = torch.cat([key_labels, banked_labels])
         total, anchors = sample_contrastive_terms(x, labels, keys, key_labels, self.num_labels, self.temperature)
         active = (labels >= 0).sum()
