@@ -268,6 +268,18 @@ def test_a_backward_pass_in_autocast_is_not_rounded() -> None:
     assert all(torch.equal(a, b) for a, b in zip(inside, gradients(), strict=True))
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_lowest_temperature_has_finite_gradients(dtype: torch.dtype, backend: str) -> None:
+    """A similarity of 1e12 rounds to another number where row and column change places."""
+    for seed in range(4):
+        x, labels, keys, key_labels = draw(12, 5, seed=seed, dtype=dtype)
+        loss = sample_contrastive_loss(
+            x, labels, keys=keys, key_labels=key_labels, temperature=1e-12, block_size=7, backend=backend
+        )
+        assert all(each.isfinite().all() for each in value_and_gradients(loss, x, keys))
+
+
 def test_wrong_signs_at_a_low_temperature_keep_their_digits() -> None:
     # All similarities are −100: a sum of exponentials shifted by the largest possible one, 100, would be 0.
     x = torch.tensor([[1.0, 0.0]], requires_grad=True)

@@ -301,7 +301,8 @@ def _term(s, valid, alike, lse, grad, grad_positive, item, inside):
     base = tl.load(lse + item, mask=inside, other=float("inf"))
     base = tl.where(base == float("-inf"), float("inf"), base)  # e^(s − ∞) is 0 where there was no log-sum-exp
     of_lse = tl.load(grad + item, mask=inside, other=0)
-    weights = of_lse * tl.exp(tl.where(valid, s, float("-inf")) - base)
+    exponent = tl.where(valid, s, float("-inf")) - base
+    weights = of_lse * tl.exp(tl.where(exponent > 0, 0.0, exponent))  # a large s rounds otherwise from the other side
     if grad_positive is not None:
         weights += tl.where(alike, tl.load(grad_positive + item, mask=inside, other=0), 0.0)
     return tl.where(valid, weights, 0.0)
