@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from mlcorr import functional
 from tests.contract.case import Case, Sizes, cast, differentiable, each_case, scalar, tensors
 from tests.contract.cases import CASES
 from tests.contract.extremes import DTYPES, assert_within, measured, name_of, rounding
@@ -166,3 +167,25 @@ def test_a_step_of_a_gradient_scaler(name: str) -> None:
                 )  # of the gradients, in half precision, that these differ by
                 allowed = allowed + 2 * torch.finfo(dtype).eps * truths[leaf].abs().max().clamp(min=least)
                 assert_within(step, truths[leaf], allowed, f"{dtype}, {leaf}")
+
+
+_WEIGHTED = {
+    "asymmetric_loss weight": lambda x, y, factor: functional.asymmetric_loss(x, y, weight=factor),
+    "asymmetric_loss pos_weight": lambda x, y, factor: functional.asymmetric_loss(x, y, pos_weight=factor),
+    "partial_asymmetric_loss prior": lambda x, y, factor: functional.partial_asymmetric_loss(
+        x, y, prior=factor, likelihood_topk=0
+    ),
+    "mld_loss weight": lambda x, y, factor: functional.mld_loss(x, y.to(x.dtype), weight=factor),
+}
+
+
+@pytest.mark.parametrize("name", _WEIGHTED)
+def test_factors_of_every_dtype(name: str) -> None:
+    """What is a setting of a loss is rounded to what the loss computes in, and never widens its result."""
+    arguments = CASES["asymmetric_loss"].draw(Sizes())
+    for dtype, of_factor in itertools.product(DTYPES, repeat=2):
+        x, y = arguments["input"].to(dtype), arguments["target"]
+        factor = torch.tensor([0.03, 0.25, 1.0, 0.01, 2.0], dtype=of_factor)
+        found, truth = (_WEIGHTED[name](of, y, weights) for of, weights in ((x, factor), (x.double(), factor.double())))
+        assert found.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+        _assert_near(found, truth, found.dtype, f"{dtype} and {of_factor}")
