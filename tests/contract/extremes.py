@@ -13,8 +13,6 @@ from tests.contract.cases import CASES
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 SIZES = Sizes(rows=26, labels=7)  # 182 entries: two arguments meet in all pairs of 13 logits
 
-_LOSSES_OF_ANY_LENGTH = "loss"  # whose features have no length; a layer's matrix product may overflow as PyTorch's does
-
 
 def name_of(case: Case) -> str:
     """Return the name of a case."""
@@ -38,8 +36,10 @@ def extremes(case: Case, dtype: torch.dtype, sizes: Sizes = SIZES) -> Iterator[t
         arguments = case.draw(sizes)
         for place, (name, values) in enumerate(case.floating.items()):
             ordinary = arguments[name]
-            filled = _lengths(ordinary, dtype, case.kind, place) if values == "features" else None
-            filled = _filled(ordinary, ends(values, dtype), place) if filled is None else filled
+            if values == "features":
+                filled = _lengths(ordinary, dtype, case.kind, place)
+            else:
+                filled = _filled(ordinary, ends(values, dtype), place)
             rows = torch.arange(filled[..., 0].numel()).view(*filled.shape[:-1], 1)
             entries = torch.arange(filled.shape[-1]) == rows % filled.shape[-1]
             chosen = everywhere | ((rows % 2 == 0) & (entries | (values == "features")))
@@ -54,9 +54,9 @@ def _filled(like: Tensor, values: Tensor, place: int) -> Tensor:
 
 
 def _lengths(like: Tensor, dtype: torch.dtype, kind: str, place: int) -> Tensor:
-    """Return rows of features with lengths from 0 to what the dtype holds."""
+    """Return rows of features with lengths from 0 on; for a loss, whose vectors have any, to what the dtype holds."""
     largest = torch.finfo(dtype).max
-    scales = [0.0, 1e-30, 1.0, 1e4] + ([largest] if kind == _LOSSES_OF_ANY_LENGTH else [])
+    scales = [0.0, 1e-30, 1.0, 1e4] + ([largest] if kind == "loss" else [])
     rows = torch.arange(like[..., 0].numel()).view(*like.shape[:-1], 1)
     scale = torch.tensor(scales, dtype=torch.float64)[(rows + 2 * place) % len(scales)]
     return torch.where(scale == largest, like.sign() * largest, (like * scale).clamp(-largest, largest)).to(dtype)

@@ -15,14 +15,19 @@ from tests.reference import grouping as loops_of_groups
 from tests.reference import metrics as loops
 
 
-def of_kind(*kinds: str):
-    def needs(case: Case) -> str | None:
-        return None if case.kind in kinds and not case.leaves else f"is no {' or '.join(kinds)} of numbers"
+def chooses(case: Case) -> str | None:
+    """For ``needs``: functions that only compare numbers."""
+    if case.leaves:
+        return "computes with numbers; see extreme numbers, and large and small features"
+    return None if case.kind in ("loss", "layer") else "takes no logits or scores of places"
 
-    return needs
+
+def evaluates(case: Case) -> str | None:
+    """For ``needs``: metrics."""
+    return None if case.kind == "metric" else "is no metric"
 
 
-@each_case("extreme numbers, compared", needs=of_kind("loss", "layer"))
+@each_case("extreme numbers, compared", needs=chooses)
 def test_comparing_extreme_numbers(name: str) -> None:
     """What is chosen in a narrow dtype is what float64 chooses of the same numbers."""
     case = CASES[name]
@@ -50,7 +55,7 @@ def _scores(dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     return torch.stack(columns, dim=1), targets
 
 
-@each_case("extreme scores", needs=of_kind("metric"))
+@each_case("extreme scores", needs=evaluates)
 def test_extreme_scores(name: str) -> None:
     for dtype in DTYPES:
         scores, drawn = _scores(dtype)
