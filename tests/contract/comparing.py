@@ -1,0 +1,98 @@
+"""What the tests of the contract share: modules that have a state, and whether two results are the same."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from mlcorr.grouping import LabelGroups
+from tests.contract.case import Arguments, Case, Sizes, Thing, tensors
+
+SIZES = Sizes()
+
+
+def ready(case: Case, sizes: Sizes = SIZES) -> Thing:
+    """Return a new thing; a module in evaluation mode, in which it gives the same each time, with a used state."""
+    other = case.draw(sizes._replace(seed=sizes.seed + 1))
+    thing = case.module(other, sizes)
+    if isinstance(thing, nn.Module) and not collects(case):
+        with torch.no_grad():
+            case.call(thing, other)  # in training mode, so that a memory bank holds something
+    return thing.eval() if isinstance(thing, nn.Module) else thing
+
+
+def once(case: Case, thing: Thing, arguments: Arguments) -> Any:
+    """Call the thing, or a copy of what counts or collects, which so begins anew."""
+    return case.call(copy.deepcopy(thing) if collects(case) else thing, arguments)
+
+
+def collects(case: Case) -> bool:
+    """Return whether a call is one of many that make a result."""
+    return case.kind in ("grouping", "metric")
+
+
+def parts(output: object) -> list[Tensor]:
+    """Return the tensors of an output, groups of labels among them."""
+    return [output.co, output.dis] if isinstance(output, LabelGroups) else tensors(output)
+
+
+def numbers(output: object) -> list[Tensor]:
+    """Return what an output consists of as dense tensors."""
+    leaves = parts(output) or [torch.tensor(x) for x in tree_leaves(output) if isinstance(x, (int, float))]
+    return [leaf.to_dense() if leaf.layout != torch.strided else leaf for leaf in leaves]
+
+
+def gradient(case: Case, thing: Thing, arguments: Arguments) -> list[Tensor]:
+    """Return the gradients of the leaves among the arguments."""
+    leaves = [arguments[name] for name in case.leaves]
+    return list(torch.autograd.grad(scalar_of(once(case, thing, arguments)), leaves))
+
+
+def scalar_of(output: object) -> Tensor:
+    """Return a number that every differentiable entry of an output has a share in, each another one.
+
+    In the dtype of the entries, so that what transforms functions finds no constants of another one.
+    """
+    total: Any = 0
+    for tensor in tensors(output):
+        if tensor.is_floating_point() and tensor.requires_grad:
+            weights = torch.linspace(0.5, 1.5, tensor.numel(), dtype=tensor.dtype, device=tensor.device)
+            total = total + (tensor * weights.view(tensor.shape)).sum()
+    return total
+
+
+def assert_same(actual: object, expected: object, what: object, *, exactly: bool = False) -> None:
+    """Raise unless two outputs have the same numbers, to the last bit or to 12 digits."""
+    found, wanted = numbers(actual), numbers(expected)
+    assert len(found) == len(wanted), what
+    for one, other in zip(found, wanted, strict=True):
+        tolerance = {"rtol": 0.0, "atol": 0.0} if exactly else {"rtol": 1e-12, "atol": 1e-12}
+        torch.testing.assert_close(
+            one.detach(), other.detach(), equal_nan=True, msg=lambda text: f"{what}: {text}", **tolerance
+        )
+
+
+def assert_same_call(case: Case, given: Arguments, expected: Arguments, what: object) -> None:
+    """Raise unless value and gradients are the same for the same numbers in another form."""
+    thing = ready(case)
+    assert_same(once(case, thing, given), once(case, thing, expected), what)
+    if case.leaves:
+        found, wanted = (gradient(case, thing, with_gradients_as_they_lie(case, one)) for one in (given, expected))
+        assert_same(found, wanted, f"{what}, gradient")
+
+
+def with_gradients_as_they_lie(case: Case, arguments: Arguments) -> Arguments:
+    """Return the arguments with leaves that require a gradient, of the same strides and storage."""
+    return {
+        name: value.detach().requires_grad_() if name in case.leaves else value for name, value in arguments.items()
+    }
+
+
+def each_tensor(arguments: Arguments, change: Callable[[Tensor], Tensor]) -> Arguments:
+    """Return the arguments with all tensors changed."""
+    return {name: change(value) if isinstance(value, Tensor) else value for name, value in arguments.items()}
