@@ -3,27 +3,33 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from mlcorr import DualContrastiveLoss
 from mlcorr.grouping import LabelGroups
-from tests.contract.case import Arguments, Case, Sizes, Thing, tensors
+from tests.contract.case import Arguments, Case, Sizes, Thing, tensors, with_gradients
 
 SIZES = Sizes()
 
 
-def ready(case: Case, sizes: Sizes = SIZES) -> Thing:
-    """Return a new thing; a module in evaluation mode, in which it gives the same each time, with a used state."""
+def ready(case: Case, sizes: Sizes = SIZES, *, training: bool = False) -> Thing:
+    """Return a new thing; a module with a used state, in evaluation mode, in which it gives the same each time.
+
+    With ``training`` in training mode, if it gives the same each time there.
+    """
     other = case.draw(sizes._replace(seed=sizes.seed + 1))
     thing = case.module(other, sizes)
     if isinstance(thing, nn.Module) and not collects(case):
         with torch.no_grad():
             case.call(thing, other)  # in training mode, so that a memory bank holds something
-    return thing.eval() if isinstance(thing, nn.Module) else thing
+    if not isinstance(thing, nn.Module):
+        return thing
+    return thing.train(training and not any(isinstance(module, DualContrastiveLoss) for module in thing.modules()))
 
 
 def once(case: Case, thing: Thing, arguments: Arguments) -> Any:
@@ -53,17 +59,22 @@ def gradient(case: Case, thing: Thing, arguments: Arguments) -> list[Tensor]:
     return list(torch.autograd.grad(scalar_of(once(case, thing, arguments)), leaves))
 
 
-def scalar_of(output: object) -> Tensor:
+def scalar_of(output: object, places: Sequence[int] | None = None) -> Tensor:
     """Return a number that every differentiable entry of an output has a share in, each another one.
 
-    In the dtype of the entries, so that what transforms functions finds no constants of another one.
+    As ``case.scalar``, but in the dtype of the entries, and inside what transforms functions, with ``places``.
     """
     total: Any = 0
-    for tensor in tensors(output):
-        if tensor.is_floating_point() and tensor.requires_grad:
+    for place, tensor in enumerate(tensors(output)):
+        if place in differentiable_places(output) if places is None else place in places:
             weights = torch.linspace(0.5, 1.5, tensor.numel(), dtype=tensor.dtype, device=tensor.device)
             total = total + (tensor * weights.view(tensor.shape)).sum()
     return total
+
+
+def differentiable_places(output: object) -> list[int]:
+    """Return which tensors of an output have a gradient."""
+    return [place for place, tensor in enumerate(tensors(output)) if tensor.requires_grad]
 
 
 def assert_same(actual: object, expected: object, what: object, *, exactly: bool = False) -> None:
@@ -91,6 +102,23 @@ def with_gradients_as_they_lie(case: Case, arguments: Arguments) -> Arguments:
     return {
         name: value.detach().requires_grad_() if name in case.leaves else value for name, value in arguments.items()
     }
+
+
+def of_leaves(case: Case, thing: Thing, arguments: Arguments) -> Callable[..., Tensor]:
+    """Return the function of the leaves alone, to a number."""
+
+    places = differentiable_places(once(case, thing, with_gradients(case, arguments)))
+
+    def function(*leaves: Tensor) -> Tensor:
+        given = {**arguments, **dict(zip(case.leaves, leaves, strict=True))}
+        return scalar_of(once(case, thing, given), places)
+
+    return function
+
+
+def leaves_of(case: Case, arguments: Arguments) -> tuple[Tensor, ...]:
+    """Return new leaves that require a gradient."""
+    return tuple(arguments[name].detach().clone().requires_grad_() for name in case.leaves)
 
 
 def each_tensor(arguments: Arguments, change: Callable[[Tensor], Tensor]) -> Arguments:

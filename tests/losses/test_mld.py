@@ -81,6 +81,15 @@ def test_derivatives_of_both_sides(inputs: str, temperature: float) -> None:
     torch.testing.assert_close(mapped, torch.stack([loss(student, teacher), loss(teacher, student)]))
 
 
+def test_masked_probabilities_leave_second_derivatives_finite() -> None:
+    student, teacher = torch.rand(2, 3, 4, dtype=torch.float64).requires_grad_()
+    mask = torch.tensor([[True, False, True, True]]).expand(3, 4)
+    loss = mld_loss(student, teacher, mask, inputs="probabilities")
+    first = torch.autograd.grad(loss.square(), (student, teacher), create_graph=True)
+    second = torch.autograd.grad(sum(x.square().sum() for x in first), (student, teacher))
+    assert all(x.isfinite().all() and (x[~mask] == 0).all() for x in second)
+
+
 def test_temperature_is_that_of_hinton() -> None:
     student, teacher = torch.randn(3, 4), torch.randn(3, 4)
     expected = 9 * mld_loss(student / 3, teacher / 3)

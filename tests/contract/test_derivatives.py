@@ -1,0 +1,127 @@
+"""First and second derivatives are those of the function, to its arguments and to the weights of a module."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from mlcorr.losses import _focal
+from tests.contract.case import Arguments, Case, Thing, a_module, differentiable, each_case
+from tests.contract.cases import CASES
+from tests.contract.comparing import SIZES, assert_same, differentiable_places, leaves_of, of_leaves, ready, scalar_of
+
+
+class Called(nn.Module):
+    """The number that a module's call ends in."""
+
+    def __init__(self, case: Case, thing: Thing) -> None:
+        super().__init__()
+        self.case = case
+        self.thing = thing
+        self.places: list[int] | None = None
+
+    def forward(self, arguments: Arguments) -> Tensor:
+        output = self.case.call(self.thing, arguments)
+        if self.places is None:
+            self.places = differentiable_places(output)
+        return scalar_of(output, self.places)
+
+
+def of_weights(case: Case, thing: nn.Module, arguments: Arguments) -> tuple[Callable[..., Tensor], tuple[Tensor, ...]]:
+    """Return a function of the module's weights, and the weights."""
+    called = Called(case, thing)
+    called(arguments)
+    named = {name: weight for name, weight in called.named_parameters() if weight.requires_grad}
+
+    def function(*weights: Tensor) -> Tensor:
+        return torch.func.functional_call(called, dict(zip(named, weights, strict=True)), (arguments,))
+
+    return function, tuple(weight.detach().clone().requires_grad_() for weight in named.values())
+
+
+def with_weights(case: Case) -> str | None:
+    """For ``needs``: what has no weights is left out."""
+    return differentiable(case) or a_module(case) or (None if list(case.make(SIZES).parameters()) else "has no weights")
+
+
+def derivatives(function: Callable[..., Tensor], inputs: tuple[Tensor, ...]) -> list[Tensor]:
+    """Return the first derivatives of the square, and those of a number made of them."""
+    used = {"allow_unused": True, "materialize_grads": True}
+    first = torch.autograd.grad(function(*inputs).square(), inputs, create_graph=True, **used)
+    return [*first, *torch.autograd.grad(scalar_of(first), inputs, **used)]
+
+
+def hold_factors(monkeypatch: pytest.MonkeyPatch, call: Callable[[], Any]) -> None:
+    """Make constants of the focusing factors that the call detaches: a derivative takes them for what they then are."""
+    focus, factors = _focal._focus, []
+
+    def record(log_base: Tensor, gamma: Any, detach: bool) -> Tensor:
+        factor = focus(log_base, gamma, detach)
+        if detach:
+            factors.append(factor)
+        return factor
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_focal, "_focus", record)
+        call()
+    if not factors:
+        return
+    places = iter(range(1 << 40))
+
+    def repeat(log_base: Tensor, gamma: Any, detach: bool) -> Tensor:
+        return factors[next(places) % len(factors)] if detach else focus(log_base, gamma, detach)
+
+    monkeypatch.setattr(_focal, "_focus", repeat)
+
+
+def twice_differentiable_attention() -> AbstractContextManager[Any]:
+    """Choose that of PyTorch's forms of attention that has second derivatives; the others raise."""
+    return sdpa_kernel(SDPBackend.MATH)
+
+
+def check(function: Callable[..., Tensor], inputs: tuple[Tensor, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compare first and second derivatives with differences of values."""
+    with twice_differentiable_attention():
+        expected = derivatives(function, inputs)
+    with torch.no_grad():
+        hold_factors(monkeypatch, lambda: function(*inputs))
+    with twice_differentiable_attention():
+        assert_same(derivatives(function, inputs), expected, "with factors held")
+        assert torch.autograd.gradcheck(function, inputs, fast_mode=True)
+        assert torch.autograd.gradgradcheck(function, inputs, fast_mode=True)
+
+
+@each_case("first and second derivatives to the arguments", needs=differentiable)
+def test_derivatives_to_arguments(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = CASES[name]
+    arguments = case.draw(SIZES)
+    thing = ready(case, training=True)
+    check(of_leaves(case, thing, arguments), leaves_of(case, arguments), monkeypatch)
+
+
+@each_case(
+    "first and second derivatives to the weights",
+    needs=with_weights,
+    but=dict.fromkeys(
+        ("DualContrastiveLoss", "DualContrastiveLoss, no bank", "DualContrastiveLoss, bounded"),
+        "is given prototypes, and uses none of its own",
+    ),
+)
+def test_derivatives_to_weights(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = CASES[name]
+    arguments = case.draw(SIZES)
+    check(*of_weights(case, ready(case, training=True), arguments), monkeypatch)
+
+
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.kind in ("system", "backbone")])
+def test_attention_without_second_derivatives_says_so(name: str) -> None:
+    case = CASES[name]
+    arguments = case.draw(SIZES)
+    with sdpa_kernel(SDPBackend.FLASH_ATTENTION), pytest.raises(RuntimeError, match="not implemented"):
+        derivatives(of_leaves(case, ready(case, training=True), arguments), leaves_of(case, arguments))
