@@ -12,9 +12,10 @@ from torch.utils._pytree import tree_leaves
 
 from mlcorr import DualContrastiveLoss
 from mlcorr.grouping import LabelGroups
-from tests.contract.case import Arguments, Case, Sizes, Thing, tensors, with_gradients
+from tests.contract.case import Arguments, Case, Sizes, Thing, a_module, differentiable, tensors, with_gradients
 
 SIZES = Sizes()
+PROTOTYPES_GIVEN = ("DualContrastiveLoss", "DualContrastiveLoss, no bank", "DualContrastiveLoss, bounded")
 
 
 def ready(case: Case, sizes: Sizes = SIZES, *, training: bool = False) -> Thing:
@@ -40,6 +41,23 @@ def once(case: Case, thing: Thing, arguments: Arguments) -> Any:
 def collects(case: Case) -> bool:
     """Return whether a call is one of many that make a result."""
     return case.kind in ("grouping", "metric")
+
+
+class Called(nn.Module):
+    """What a module's call returns, as a module that holds it."""
+
+    def __init__(self, case: Case, thing: Thing) -> None:
+        super().__init__()
+        self.case = case
+        self.thing = thing
+
+    def forward(self, arguments: Arguments) -> Any:
+        return self.case.call(self.thing, arguments)
+
+
+def with_weights(case: Case) -> str | None:
+    """For ``needs``: what has no weights is left out."""
+    return differentiable(case) or a_module(case) or (None if list(case.make(SIZES).parameters()) else "has no weights")
 
 
 def parts(output: object) -> list[Tensor]:

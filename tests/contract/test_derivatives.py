@@ -12,42 +12,34 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from mlcorr.losses import _focal
-from tests.contract.case import Arguments, Case, Thing, a_module, differentiable, each_case
+from tests.contract.case import Arguments, Case, differentiable, each_case
 from tests.contract.cases import CASES
-from tests.contract.comparing import SIZES, assert_same, differentiable_places, leaves_of, of_leaves, ready, scalar_of
-
-
-class Called(nn.Module):
-    """The number that a module's call ends in."""
-
-    def __init__(self, case: Case, thing: Thing) -> None:
-        super().__init__()
-        self.case = case
-        self.thing = thing
-        self.places: list[int] | None = None
-
-    def forward(self, arguments: Arguments) -> Tensor:
-        output = self.case.call(self.thing, arguments)
-        if self.places is None:
-            self.places = differentiable_places(output)
-        return scalar_of(output, self.places)
+from tests.contract.comparing import (
+    PROTOTYPES_GIVEN,
+    SIZES,
+    Called,
+    assert_same,
+    differentiable_places,
+    leaves_of,
+    of_leaves,
+    ready,
+    scalar_of,
+    with_weights,
+)
 
 
 def of_weights(case: Case, thing: nn.Module, arguments: Arguments) -> tuple[Callable[..., Tensor], tuple[Tensor, ...]]:
     """Return a function of the module's weights, and the weights."""
     called = Called(case, thing)
-    called(arguments)
+    places = differentiable_places(called(arguments))
     named = {name: weight for name, weight in called.named_parameters() if weight.requires_grad}
 
     def function(*weights: Tensor) -> Tensor:
-        return torch.func.functional_call(called, dict(zip(named, weights, strict=True)), (arguments,))
+        return scalar_of(
+            torch.func.functional_call(called, dict(zip(named, weights, strict=True)), (arguments,)), places
+        )
 
     return function, tuple(weight.detach().clone().requires_grad_() for weight in named.values())
-
-
-def with_weights(case: Case) -> str | None:
-    """For ``needs``: what has no weights is left out."""
-    return differentiable(case) or a_module(case) or (None if list(case.make(SIZES).parameters()) else "has no weights")
 
 
 def derivatives(function: Callable[..., Tensor], inputs: tuple[Tensor, ...]) -> list[Tensor]:
@@ -108,10 +100,7 @@ def test_derivatives_to_arguments(name: str, monkeypatch: pytest.MonkeyPatch) ->
 @each_case(
     "first and second derivatives to the weights",
     needs=with_weights,
-    but=dict.fromkeys(
-        ("DualContrastiveLoss", "DualContrastiveLoss, no bank", "DualContrastiveLoss, bounded"),
-        "is given prototypes, and uses none of its own",
-    ),
+    but=dict.fromkeys(PROTOTYPES_GIVEN, "is given prototypes, and uses none of its own"),
 )
 def test_derivatives_to_weights(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     case = CASES[name]
