@@ -95,12 +95,12 @@ def differentiable_places(output: object) -> list[int]:
     return [place for place, tensor in enumerate(tensors(output)) if tensor.requires_grad]
 
 
-def assert_same(actual: object, expected: object, what: object, *, exactly: bool = False) -> None:
-    """Raise unless two outputs have the same numbers, to the last bit or to 12 digits."""
+def assert_same(actual: object, expected: object, what: object, *, exactly: bool = False, digits: int = 12) -> None:
+    """Raise unless two outputs have the same numbers, to the last bit or to some digits."""
     found, wanted = numbers(actual), numbers(expected)
     assert len(found) == len(wanted), what
     for one, other in zip(found, wanted, strict=True):
-        tolerance = {"rtol": 0.0, "atol": 0.0} if exactly else {"rtol": 1e-12, "atol": 1e-12}
+        tolerance = dict.fromkeys(("rtol", "atol"), 0.0 if exactly else 10.0**-digits)
         torch.testing.assert_close(
             one.detach(), other.detach(), equal_nan=True, msg=lambda text: f"{what}: {text}", **tolerance
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -95,6 +96,23 @@ def test_derivatives_to_arguments(name: str, monkeypatch: pytest.MonkeyPatch) ->
     arguments = case.draw(SIZES)
     thing = ready(case, training=True)
     check(of_leaves(case, thing, arguments), leaves_of(case, arguments), monkeypatch)
+
+
+def with_soft_targets(case: Case) -> str | None:
+    """For ``needs``: what reads targets as numbers is a loss of a target."""
+    return differentiable(case) or (
+        None if "target" in case.draw(SIZES) and case.kind == "loss" else "takes no soft target"
+    )
+
+
+@each_case("first and second derivatives to soft targets, with those of the other arguments", needs=with_soft_targets)
+def test_derivatives_to_soft_targets(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = CASES[name]
+    drawn = case.draw(SIZES)
+    soft = torch.linspace(0.1, 0.9, drawn["target"].numel(), dtype=torch.float64).view(drawn["target"].shape)
+    arguments = {**drawn, "target": torch.where(drawn["target"] < 0, -1.0, soft)}
+    of_targets = replace(case, leaves=(*case.leaves, "target"))
+    check(of_leaves(of_targets, ready(case), arguments), leaves_of(of_targets, arguments), monkeypatch)
 
 
 @each_case(
