@@ -67,7 +67,9 @@ def parts(output: object) -> list[Tensor]:
 
 def numbers(output: object) -> list[Tensor]:
     """Return what an output consists of as dense tensors."""
-    leaves = parts(output) or [torch.tensor(x) for x in tree_leaves(output) if isinstance(x, (int, float))]
+    leaves = parts(output) or [
+        torch.tensor(x, dtype=torch.float64) for x in tree_leaves(output) if isinstance(x, (int, float))
+    ]
     return [leaf.to_dense() if leaf.layout != torch.strided else leaf for leaf in leaves]
 
 
