@@ -126,9 +126,11 @@ def test_other_floating_dtypes():
 def test_nothing_added_warns_and_is_the_function_of_no_rows():
     for empty in ("skip", "nan"):
         metric = MultilabelScores(LABELS, empty=empty)
-        with pytest.warns(UserWarning, match="before the ``update``"):
-            actual = metric.compute()
-        assert_equal(actual, multilabel_scores(torch.zeros(0, LABELS), torch.zeros(0, LABELS), empty=empty))
+        for elsewhere in (torch.device("cpu"), torch.device("meta")):  # a default device is for others
+            with elsewhere, pytest.warns(UserWarning, match="before the ``update``"):
+                actual = metric.compute()
+            assert_equal(actual, multilabel_scores(torch.zeros(0, LABELS), torch.zeros(0, LABELS), empty=empty))
+            metric.reset()
 
 
 def test_what_was_added_may_be_overwritten():

@@ -134,7 +134,8 @@ class _Evaluation(Metric):
         )
 
     def _nothing(self) -> tuple[Tensor, Tensor]:
-        return torch.zeros(0, self.num_labels), torch.zeros(0, self.num_labels)
+        none = torch.zeros(0, self.num_labels, dtype=torch.float32, device="cpu")
+        return none, none
 
     def _returned(self, values: list[float]) -> tuple[Tensor, ...]:
         """Return numbers as scalar tensors on the metric's device, by one copy."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -91,6 +92,16 @@ def dual(**options: Any) -> Case:
     )
 
 
+def own_prototypes() -> Case:
+    case = dual(bank="global", max_active=4)
+    return replace(
+        case,
+        draw=lambda sizes: {name: value for name, value in case.draw(sizes).items() if name != "prototypes"},
+        floating={name: of for name, of in case.floating.items() if name != "prototypes"},
+        leaves=("z",),
+    )
+
+
 norder_loss = functional.multi_order_dependency_loss
 
 LOSSES: dict[str, Case] = {
@@ -165,6 +176,7 @@ LOSSES: dict[str, Case] = {
     "DualContrastiveLoss": dual(),
     "DualContrastiveLoss, no bank": dual(bank=None),
     "DualContrastiveLoss, bounded": dual(bank="global", max_active=4),
+    "DualContrastiveLoss, own prototypes": own_prototypes(),
     "correct_large_losses": Case(
         kind="loss",
         make=lambda sizes: partial(functional.correct_large_losses, share=0.3),  # noqa: ARG005

@@ -110,6 +110,15 @@ def test_a_sure_teacher_of_probabilities_has_a_gradient() -> None:
     torch.testing.assert_close(teacher.grad, expected)
 
 
+def test_masked_probabilities_leave_second_derivatives_finite() -> None:
+    student, teacher = torch.rand(2, 3, 4, dtype=torch.float64).requires_grad_()
+    mask = torch.tensor([[True, False, True, True]]).expand(3, 4)
+    loss = mld_loss(student, teacher, mask, inputs="probabilities")
+    first = torch.autograd.grad(loss.square(), (student, teacher), create_graph=True)
+    second = torch.autograd.grad(sum(x.square().sum() for x in first), (student, teacher))
+    assert all(x.isfinite().all() and (x[~mask] == 0).all() for x in second)
+
+
 def test_temperature_is_that_of_hinton() -> None:
     student, teacher = torch.randn(3, 4), torch.randn(3, 4)
     expected = 9 * mld_loss(student / 3, teacher / 3)

@@ -107,8 +107,9 @@ def test_sine_cosine_positions_equal_their_definition() -> None:
             for k in range(2):
                 angle_row, angle_column = (place / 10_000 ** (k / 2) for place in (row, column))
                 found = codes[row * 5 + column]
-                expected = [f(torch.tensor(a)) for a in (angle_row, angle_column) for f in (torch.sin, torch.cos)]
-                torch.testing.assert_close(found[k::2], torch.stack(expected).double(), rtol=0, atol=1e-6)
+                angles = torch.tensor([angle_row, angle_column], dtype=torch.float64)
+                expected = torch.stack([angles.sin(), angles.cos()], dim=1).flatten()
+                torch.testing.assert_close(found[k::2], expected, rtol=0, atol=1e-14)
 
 
 # ------------------------------------------------------------------------------------------------ invariances

@@ -67,7 +67,9 @@ def affinity(counts: Tensor, label_counts: Tensor, tau: float = 2.0) -> Tensor:
     matrix = symmetric(row, column, half, counts.shape[0]).tocoo()
     index = torch.stack([torch.from_numpy(axis).long() for axis in (matrix.row, matrix.col)])
     values = torch.from_numpy(matrix.data)
-    result = torch.sparse_coo_tensor(index, values, counts.shape, is_coalesced=True, check_invariants=False)
+    result = torch.sparse_coo_tensor(
+        index, values, counts.shape, device="cpu", is_coalesced=True, check_invariants=False
+    )
     return result.to(counts.device)
 
 

@@ -110,7 +110,7 @@ class LabelCooccurrence(nn.Module):
             ValueError: Its shape, layout or device does not fit.
         """
         if hasattr(targets, "tocsr"):
-            targets = _from_scipy(targets)
+            targets = _from_scipy(targets, self.present.device)
         self._check(targets)
         if targets.layout == torch.strided:
             targets = targets.reshape(-1, self.num_labels)
@@ -381,12 +381,15 @@ def entries_of(targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return row, label, targets._values()
 
 
-def _from_scipy(matrix: Any) -> Tensor:
+def _from_scipy(matrix: Any, device: torch.device) -> Tensor:
     """Return a SciPy sparse matrix, of which only its own methods are used, as a COO tensor."""
     matrix = matrix.tocsr().tocoo()
     index = torch.stack([torch.from_numpy(axis.astype("int64")) for axis in (matrix.row, matrix.col)])
-    return torch.sparse_coo_tensor(index, torch.from_numpy(matrix.data.copy()), matrix.shape, check_invariants=True)
+    values = torch.from_numpy(matrix.data.copy())
+    return torch.sparse_coo_tensor(index, values, matrix.shape, device=device, check_invariants=True)
 
 
 def _coo(index: Tensor, values: Tensor, size: int) -> Tensor:
-    return torch.sparse_coo_tensor(index, values, (size, size), is_coalesced=True, check_invariants=False)
+    return torch.sparse_coo_tensor(
+        index, values, (size, size), device=values.device, is_coalesced=True, check_invariants=False
+    )

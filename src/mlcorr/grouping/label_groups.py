@@ -110,7 +110,7 @@ class LabelGroups:
                 f"without a group: {lacking or 'none'}, not asked for: {foreign or 'none'}"
             )
         place = {name: label for label, name in enumerate(self.names)}
-        order = torch.tensor([place[name] for name in wanted])
+        order = self.co.new_tensor([place[name] for name in wanted])
         found = (self.num_groups, self.tau, self.method, self.ncut_co, self.ncut_dis)
         return LabelGroups(self.co[order], self.dis[order], wanted, *found)
 
@@ -266,7 +266,7 @@ def _published(path: str | os.PathLike[str], content: Any) -> Tensor:
     groups = dict(pairs)
     if not pairs or len(groups) != len(pairs) or set(groups) != set(range(len(pairs))):
         raise ValueError(f"path: {path}: expected every label from 0 to C - 1 in exactly one group")
-    return torch.tensor([groups[label] for label in range(len(pairs))])
+    return torch.tensor([groups[label] for label in range(len(pairs))], device="cpu")
 
 
 def _tensor(path: str | os.PathLike[str], values: Any) -> Tensor:
@@ -274,4 +274,4 @@ def _tensor(path: str | os.PathLike[str], values: Any) -> Tensor:
         raise ValueError(f"path: {path}: expected lists of whole numbers as groups")
     if not all(0 <= value < 2**63 for value in values):
         raise ValueError(f"path: {path}: expected numbers of groups, got {min(values)} to {max(values)}")
-    return torch.tensor(values, dtype=torch.int64)
+    return torch.tensor(values, dtype=torch.int64, device="cpu")

@@ -235,7 +235,7 @@ class SpectralLabelGrouping(nn.Module):
         """Return what is no tensor, as bytes of JSON, for ``state_dict``."""
         found = self._found and [None if isinstance(x, float) and math.isnan(x) else x for x in self._found]
         state = {"names": self.names, "num_groups": self.num_groups, "found": found}
-        return torch.tensor(list(json.dumps(state).encode()), dtype=torch.uint8)
+        return torch.tensor(list(json.dumps(state).encode()), dtype=torch.uint8, device="cpu")
 
     def set_extra_state(self, state: Tensor) -> None:
         """Take over what ``get_extra_state`` gave."""
@@ -306,7 +306,7 @@ class SpectralLabelGrouping(nn.Module):
                 seed=self.seed,
                 form=self._form,
             )
-            in_order = torch.empty(self.num_labels, dtype=torch.int64)
+            in_order = torch.empty_like(order)
             in_order[order] = torch.from_numpy(groups)
             found.append(torch.from_numpy(by_first_label(in_order.numpy())))
             cuts.append(cut)
@@ -321,7 +321,7 @@ class SpectralLabelGrouping(nn.Module):
             m = affinity(together[order][:, order], known[order][:, order], self.tau)
             return m.numpy(), order
         rank = torch.empty_like(order)
-        rank[order] = torch.arange(len(order))
+        rank[order] = torch.arange(len(order), device=order.device)
         row, column, half = half_affinity(together, known, 1 / self.tau)
         return symmetric(rank[row], rank[column], half, self.num_labels), order
 
@@ -356,7 +356,7 @@ def _canonical_order(present: Tensor, together: Tensor) -> Tensor:
     keys = [present, *(torch.zeros_like(present) for _ in range(3))]
     for key, weight in zip(keys[1:], (values, values * values, values * present[column]), strict=True):
         key.index_add_(0, row, weight)  # whole numbers, so that every order gives the same sum
-    order = torch.arange(len(present))
+    order = torch.arange(len(present), device=present.device)
     for key in reversed(keys):
         order = order[(-key[order]).sort(stable=True).indices]
     return order
@@ -364,8 +364,8 @@ def _canonical_order(present: Tensor, together: Tensor) -> Tensor:
 
 def _of_first_rank(groups: LabelGroups, group: dist.ProcessGroup, device: torch.device) -> LabelGroups:
     """Return the groups of the first rank: other machines may round otherwise."""
-    cuts = torch.tensor([groups.ncut_co, groups.ncut_dis], dtype=torch.float64)
-    whole = torch.cat([torch.tensor([groups.num_groups]), groups.co, groups.dis])
+    cuts = torch.tensor([groups.ncut_co, groups.ncut_dis], dtype=torch.float64, device="cpu")
+    whole = torch.cat([groups.co.new_tensor([groups.num_groups]), groups.co, groups.dis])
     first = dist.get_rank(group) == 0
     sent = [global_sum((x if first else torch.zeros_like(x)).to(device), group).cpu() for x in (whole, cuts)]
     co, dis = sent[0][1:].chunk(2)

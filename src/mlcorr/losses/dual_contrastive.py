@@ -36,7 +36,7 @@ class DualContrastiveLoss(nn.Module):
     The bank holds features of past batches, without gradient: those of labels that are 1, whose score is above
     ``bank_threshold``, and that are finite. A forward pass in training mode writes it after the loss has used it; in
     evaluation mode it is only read. So a training-mode call does not belong into an activation checkpoint, which would
-    run it again on what it has written, nor under ``torch.func.grad``, which refuses it.
+    run it again on what it has written, nor under ``torch.func.grad`` or ``torch.func.vmap``, which refuse it.
 
     Args:
         num_labels: L.
@@ -52,7 +52,8 @@ class DualContrastiveLoss(nn.Module):
         bank_warmup_steps: First forward passes in training mode in which the bank is filled but not used.
         max_active: Number K of active features (of a rank) that are compared at most, the first ones, in the order of
             images and labels; more are left out of S2S and of the bank, and counted in :meth:`terms`. With it all
-            shapes follow from that of the batch: no synchronisation, one compiled graph for any number of positives.
+            shapes follow from that of the batch: no synchronisation, one compiled graph for any number of positives,
+            and ``torch.func.vmap`` over targets, which is refused without.
             None takes exactly the active ones in eager mode, at one synchronisation a step on a GPU, and pads to B·L in
             compiled code, where (B·L)² similarities are formed for the sake of A², A being the number of active
             features.

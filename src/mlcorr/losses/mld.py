@@ -79,8 +79,10 @@ def mld_loss(
     else:
         student, teacher = widen(student, dtype), widen(teacher, dtype)
     if mask is not None:
-        # Before the mathematics, so that a NaN in a masked entry reaches neither value nor gradient.
-        student, teacher = torch.where(mask, student, 0.0), torch.where(mask, teacher, 0.0)
+        # Before the mathematics, so that a NaN in a masked entry reaches neither value nor gradient; and by something
+        # that has derivatives of every order.
+        anything = 0.0 if inputs == "logits" else 0.5
+        student, teacher = torch.where(mask, student, anything), torch.where(mask, teacher, anything)
     if inputs == "logits":
         divergence: Tensor = _BernoulliDivergence.apply(student, teacher, temperature)
     else:
