@@ -72,7 +72,7 @@ class TimmLike(nn.Module):
         grid = self.pos_embed[:, 1:].unflatten(1, (2, 2)).permute(0, 3, 1, 2)
         grid = nn.functional.interpolate(grid, size=(height, width), mode="bicubic", antialias=True)
         places = torch.cat([self.pos_embed[:, :1], grid.flatten(2).mT], dim=1)
-        return self.pos_drop(torch.cat([self.cls_token.expand(len(x), -1, -1), x.flatten(1, 2)], dim=1) + places)
+        return self.pos_drop(torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x.flatten(1, 2)], dim=1) + places)
 
     def forward_features(self, x: Tensor) -> Tensor:
         x = self.norm_pre(self.patch_drop(self._pos_embed(self.patch_embed(x))))
