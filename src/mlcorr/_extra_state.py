@@ -1,4 +1,4 @@
-"""What a ``state_dict`` holds that is no tensor, as one: bytes of JSON, so that formats of tensors alone can keep it."""
+"""What a ``state_dict`` holds that is no tensor, as one: bytes of JSON, which formats of tensors alone can keep."""
 
 from __future__ import annotations
 

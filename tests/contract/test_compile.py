@@ -82,10 +82,8 @@ def test_one_graph(name: str) -> None:
     case = CASES[name]
     # Of the derivative of a whole network that compiles, the parts and the systems' own tests tell.
     backend = "eager" if case.kind in ("system", "backbone") else "aot_eager"
-    if case.kind == "backbone":  # of pictures of one size, to which positions may be interpolated
-        counts = graphs(case, backend, ROWS, dynamic=None)
-    else:
-        counts = graphs(case, backend, (*ROWS, 2))
+    pictures = case.kind == "backbone"  # of one size, to which positions may be interpolated
+    counts = graphs(case, backend, ROWS if pictures else (*ROWS, 2), dynamic=None if pictures else True)
     # The first call counts the attempt that finds out which numbers are constants too.
     again = counts[-1] - counts[0]
     assert counts[: len(ROWS)] == [counts[0]] * len(ROWS)
