@@ -5,16 +5,17 @@ from __future__ import annotations
 import copy
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeAlias
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from mlcorr._checks import check_choice, check_floating, check_integer, check_number
 from mlcorr._distributed import check_group, global_sum
 from mlcorr._extra_state import decoded, encoded
+from mlcorr._loading import WholeState
 from mlcorr._precision import compute_dtype
 from mlcorr.grouping.affinity import affinity, half_affinity, symmetric
 from mlcorr.grouping.cooccurrence import LabelCooccurrence
@@ -28,7 +29,7 @@ _DENSE_LABELS = 1024
 _GAPS = 21  # eigenvalues in which "auto" looks for a gap
 
 
-class SpectralLabelGrouping(nn.Module):
+class SpectralLabelGrouping(WholeState):
     r"""Groups of labels by normalised spectral clustering, for two relations: together ("co") and apart ("dis").
 
     After ``update`` with every batch of targets, ``fit`` partitions the labels twice, by M⁺ and by M⁻ = 1 − M⁺ (see
@@ -264,7 +265,7 @@ class SpectralLabelGrouping(nn.Module):
             fitted = bool((self.co_groups >= 0).all()) and bool((self.dis_groups >= 0).all())
             self._found = ("loaded", self.tau, math.nan, math.nan) if fitted else None
 
-    def _refuse(self, state_dict: dict[str, Any], prefix: str) -> str | None:
+    def _refuse(self, state_dict: Mapping[str, Any], prefix: str) -> str | None:
         """Why the state of another module cannot be taken over."""
         groups = state_dict.get(f"{prefix}co_groups")
         if isinstance(groups, Tensor) and len(groups) != self.num_labels:

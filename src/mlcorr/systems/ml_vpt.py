@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from mlcorr._checks import check_choice, check_integer, check_number
 from mlcorr._distributed import check_group, copy_sharing_group, global_sum
 from mlcorr._extra_state import decoded, encoded
+from mlcorr._loading import WholeState
 from mlcorr._targets import check_target
 from mlcorr.grouping import LabelGroups
 from mlcorr.losses.asymmetric import AsymmetricLoss
@@ -44,7 +45,7 @@ class MLVPTOutput(NamedTuple):
     gates: Tensor
 
 
-class MLVPT(nn.Module):
+class MLVPT(WholeState):
     r"""Prompts for each group of labels in every block, an adapter a prompt, gates and classifiers for each label.
 
     The defaults are those of the authors' code. With :math:`P = 2TE` prompts, :math:`n` blocks and adapters of width
@@ -238,6 +239,9 @@ class MLVPT(nn.Module):
 
     def set_extra_state(self, state: Any) -> None:
         """Change nothing: a state with other names or groups is refused before anything is loaded."""
+
+    def _refuse(self, state: Mapping[str, Any], prefix: str) -> None:
+        self._check_groups(state, prefix)
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         self._check_groups(state_dict, prefix)
