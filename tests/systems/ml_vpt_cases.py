@@ -73,7 +73,7 @@ class TimmLike(nn.Module):
         wide = grid.to(torch.promote_types(grid.dtype, torch.float32))  # as timm does: there is no other on a CPU
         grid = nn.functional.interpolate(wide, size=(height, width), mode="bicubic", antialias=True).to(grid.dtype)
         places = torch.cat([self.pos_embed[:, :1], grid.flatten(2).mT], dim=1)
-        return self.pos_drop(torch.cat([self.cls_token.expand(len(x), -1, -1), x.flatten(1, 2)], dim=1) + places)
+        return self.pos_drop(torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x.flatten(1, 2)], dim=1) + places)
 
     def forward_features(self, x: Tensor) -> Tensor:
         x = self.norm_pre(self.patch_drop(self._pos_embed(self.patch_embed(x))))

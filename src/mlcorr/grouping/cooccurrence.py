@@ -9,10 +9,11 @@ from typing import Any, Literal, NamedTuple, TypeAlias, cast
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from mlcorr._checks import check_choice, check_integer
 from mlcorr._distributed import check_group, gather_rows, global_sum
+from mlcorr._loading import WholeState
 from mlcorr._precision import no_autocast
 
 Storage: TypeAlias = Literal["auto", "dense", "sparse"]
@@ -45,7 +46,7 @@ class LabelCounts(NamedTuple):
     known: Tensor
 
 
-class LabelCooccurrence(nn.Module):
+class LabelCooccurrence(WholeState):
     r"""Streamed counts of labels and of pairs of labels, and the conditional probabilities that follow from them.
 
     After ``update`` with every batch of Y, with present = (Y == 1) and known = (Y >= 0)::
@@ -254,7 +255,7 @@ class LabelCooccurrence(nn.Module):
             self.unknown.add(*pairs)
 
 
-class _DensePairs(nn.Module):
+class _DensePairs(WholeState):
     """A table of pair counts (C, C)."""
 
     count: Tensor
@@ -284,7 +285,7 @@ class _DensePairs(nn.Module):
         self.count.zero_()
 
 
-class _SparsePairs(nn.Module):
+class _SparsePairs(WholeState):
     """Pair counts by sorted keys i·C + j.
 
     New counts wait in a list until there are as many as old ones, so that merging costs a logarithm for each and not
@@ -344,6 +345,11 @@ class _SparsePairs(nn.Module):
     def _save_to_state_dict(self, *args: Any, **kwargs: Any) -> None:
         self.entries()
         super()._save_to_state_dict(*args, **kwargs)
+
+    def _expected(self, state: Mapping[str, Any], prefix: str) -> dict[str, Tensor | None]:
+        keys = state.get(f"{prefix}keys")
+        own = torch.empty(keys.numel() if isinstance(keys, Tensor) else 0, dtype=torch.int64, device="meta")
+        return {"keys": own, "values": own}  # of any length, but of one
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         found = [state_dict.get(f"{prefix}{name}") for name in ("keys", "values")]

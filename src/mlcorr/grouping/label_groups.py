@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-import tempfile
+import secrets
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -129,14 +129,12 @@ class LabelGroups:
             "dis": self.dis.tolist(),
         }
         path = Path(path).resolve()  # a link stays one
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.part")
+        file = open(temporary, "x", encoding="utf-8")  # noqa: SIM115  (with the rights of any new file)
         try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
+            with file:
                 json.dump(content, file, ensure_ascii=False)
                 file.write("\n")
-            mask = os.umask(0)
-            os.umask(mask)
-            os.chmod(temporary, 0o666 & ~mask)  # a temporary file is for its owner alone
             os.replace(temporary, path)
         except BaseException:
             os.unlink(temporary)

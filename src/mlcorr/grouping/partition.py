@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import heapq
+import threading
 import warnings
+from collections.abc import Iterator
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -20,6 +23,9 @@ _CANDIDATES = 4  # with their starts 20 in a restart, as in the official code
 _MANY = 50_000  # labels from which the dis-occurrence relation has no spectrum worth a solver
 _LANCZOS_STEPS = 100
 _BLOCK_STEPS = 30
+
+# Held while a setting of the whole process differs: of two threads, the later would put back what the first had set.
+_OF_THE_PROCESS = threading.RLock()
 
 
 def partition(
@@ -183,9 +189,8 @@ def _eigenpairs(operator: AffinityOperator, count: int, form: Form) -> tuple[Arr
     count = min(count, size)
     if form == "dense" or size <= max(3 * count, 32):
         from scipy.linalg import eigh
-        from threadpoolctl import threadpool_limits
 
-        with threadpool_limits(limits=1):  # so that it does not depend on how many there are
+        with _one_thread():  # so that it does not depend on how many there are
             values, vectors = eigh(operator.normalized_matrix(), subset_by_index=[size - count, size - 1])
         return values[::-1], vectors[:, ::-1]
     from scipy.sparse.linalg import ArpackNoConvergence, eigsh, lobpcg
@@ -203,8 +208,7 @@ def _eigenpairs(operator: AffinityOperator, count: int, form: Form) -> tuple[Arr
             if size <= _FEW:
                 return _eigenpairs(operator, count, "dense")
     start = np.column_stack([np.sqrt(operator.degrees), random.normal(size=(size, count + 2))])
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it warns that so few steps do not converge
+    with _without_warnings(Warning):  # it warns that so few steps do not converge
         values, vectors = lobpcg(matrix, start, largest=True, maxiter=_BLOCK_STEPS, tol=1e-9)
     order = np.argsort(-values)[:count]
     return values[order], vectors[:, order]
@@ -214,13 +218,27 @@ def kmeans(points: Array, count: int, seed: int) -> Array:
     """Return the cluster (n,) of each point; fewer clusters, with a warning, where there are fewer distinct points."""
     from sklearn.cluster import KMeans
     from sklearn.exceptions import ConvergenceWarning
-    from threadpoolctl import threadpool_limits
 
     starts = _STARTS if len(points) <= _FEW else 1
-    with warnings.catch_warnings(), threadpool_limits(limits=1):  # of one thread, sums have one order
-        warnings.simplefilter("ignore", ConvergenceWarning)
+    with _without_warnings(ConvergenceWarning), _one_thread():  # of one thread, sums have one order
         found = by_first_label(KMeans(count, n_init=starts, random_state=seed).fit(points).labels_)
     clusters = int(found.max()) + 1
     if clusters < count:
         warnings.warn(f"num_groups: there are only {clusters} groups of labels that differ, not {count}", stacklevel=2)
     return found
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """Context in which matrix products take one thread."""
+    from threadpoolctl import threadpool_limits
+
+    with _OF_THE_PROCESS, threadpool_limits(limits=1):
+        yield
+
+
+@contextlib.contextmanager
+def _without_warnings(category: type[Warning]) -> Iterator[None]:
+    with _OF_THE_PROCESS, warnings.catch_warnings():
+        warnings.simplefilter("ignore", category)
+        yield

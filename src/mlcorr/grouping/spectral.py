@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import copy
-import json
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeAlias
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from mlcorr._checks import check_choice, check_floating, check_integer, check_number
 from mlcorr._distributed import check_group, global_sum
+from mlcorr._extra_state import decoded, encoded
+from mlcorr._loading import WholeState
 from mlcorr._precision import compute_dtype
 from mlcorr.grouping.affinity import affinity, half_affinity, symmetric
 from mlcorr.grouping.cooccurrence import LabelCooccurrence
@@ -28,7 +29,7 @@ _DENSE_LABELS = 1024
 _GAPS = 21  # eigenvalues in which "auto" looks for a gap
 
 
-class SpectralLabelGrouping(nn.Module):
+class SpectralLabelGrouping(WholeState):
     r"""Groups of labels by normalised spectral clustering, for two relations: together ("co") and apart ("dis").
 
     After ``update`` with every batch of targets, ``fit`` partitions the labels twice, by M⁺ and by M⁻ = 1 − M⁺ (see
@@ -234,12 +235,11 @@ class SpectralLabelGrouping(nn.Module):
     def get_extra_state(self) -> Tensor:
         """Return what is no tensor, as bytes of JSON, for ``state_dict``."""
         found = self._found and [None if isinstance(x, float) and math.isnan(x) else x for x in self._found]
-        state = {"names": self.names, "num_groups": self.num_groups, "found": found}
-        return torch.tensor(list(json.dumps(state).encode()), dtype=torch.uint8, device="cpu")
+        return encoded({"names": self.names, "num_groups": self.num_groups, "found": found})
 
     def set_extra_state(self, state: Tensor) -> None:
         """Take over what ``get_extra_state`` gave."""
-        content = _decoded(state)
+        content = decoded(state)
         self.names = self.names or (content["names"] and tuple(content["names"]))
         self.num_groups, found = content["num_groups"], content["found"]
         self._found = found and (found[0], *(math.nan if number is None else number for number in found[1:]))
@@ -265,7 +265,7 @@ class SpectralLabelGrouping(nn.Module):
             fitted = bool((self.co_groups >= 0).all()) and bool((self.dis_groups >= 0).all())
             self._found = ("loaded", self.tau, math.nan, math.nan) if fitted else None
 
-    def _refuse(self, state_dict: dict[str, Any], prefix: str) -> str | None:
+    def _refuse(self, state_dict: Mapping[str, Any], prefix: str) -> str | None:
         """Why the state of another module cannot be taken over."""
         groups = state_dict.get(f"{prefix}co_groups")
         if isinstance(groups, Tensor) and len(groups) != self.num_labels:
@@ -273,7 +273,7 @@ class SpectralLabelGrouping(nn.Module):
         extra = state_dict.get(f"{prefix}_extra_state")
         if not isinstance(extra, Tensor):
             return None
-        content = _decoded(extra)
+        content = decoded(extra)
         if self.names and content["names"] and tuple(content["names"]) != self.names:
             same = set(content["names"]) == set(self.names)
             return "other names: expected the labels' names" + (" in the same order" if same else "")
@@ -370,7 +370,3 @@ def _of_first_rank(groups: LabelGroups, group: dist.ProcessGroup, device: torch.
     sent = [global_sum((x if first else torch.zeros_like(x)).to(device), group).cpu() for x in (whole, cuts)]
     co, dis = sent[0][1:].chunk(2)
     return LabelGroups(co, dis, groups.names, int(sent[0][0]), groups.tau, groups.method, *sent[1].tolist())
-
-
-def _decoded(state: Tensor) -> Any:
-    return json.loads(bytes(state.cpu().tolist()))

@@ -19,6 +19,7 @@ from mlcorr._checks import (
     check_sequence,
     check_tensor,
 )
+from mlcorr._loading import WholeState
 from mlcorr._precision import compute_dtype, in_autocast, no_autocast
 
 Message: TypeAlias = Literal["cooccurrence", "average"]
@@ -68,7 +69,7 @@ def average_message(x: Tensor) -> Tensor:
     return torch.lerp(wide, wide.sum(-2, keepdim=True), 1 / (num_labels - 1)).to(x.dtype)
 
 
-class AverageMessageGCN(nn.Module):
+class AverageMessageGCN(WholeState):
     r"""Graph layers over label features whose messages come from co-occurrence and from all labels alike, by turns.
 
     With A the adjacency and K that of :func:`mlcorr.functional.average_message`, for the default ``schedule``::
@@ -273,6 +274,21 @@ class AverageMessageGCN(nn.Module):
         self.register_buffer("cooccurrence_rows", rows)
         self.register_buffer("cooccurrence_columns", columns)
         self.register_buffer("cooccurrence_values", values)
+
+    def _expected(self, state: Mapping[str, Any], prefix: str) -> dict[str, Tensor | None]:
+        """Let any adjacency of as many labels take the place of this one's."""
+        own = super()._expected(state, prefix)
+        names = [f"cooccurrence{part}" for part in ("", "_rows", "_columns", "_values")]
+        dense, *sparse = (state.get(prefix + name) for name in names)
+        if dense is None and not any(isinstance(part, Tensor) for part in sparse):
+            return own
+        rest = {name: each for name, each in own.items() if name not in names}
+        like, size = self.weight.to("meta"), self.num_labels
+        if dense is not None:
+            return {**rest, names[0]: like.new_empty(size, size)}
+        entries = like.new_empty(len(sparse[1]) if isinstance(sparse[1], Tensor) else 0)
+        rows = like.new_empty(size + 1, dtype=torch.int64)
+        return {**rest, **dict(zip(names[1:], (rows, entries.long(), entries), strict=True))}
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         """Make room for the adjacency that the checkpoint holds, whatever its layout and number of entries."""

@@ -8,12 +8,13 @@ from typing import Literal, TypeAlias
 from torch import Tensor, nn
 
 from mlcorr._checks import check_choice, check_floating, check_integer, check_number, check_sequence
+from mlcorr._loading import WholeState
 
 RefinementPath: TypeAlias = Literal["representation", "category"]
 _PATHS: tuple[RefinementPath, ...] = ("representation", "category")
 
 
-class BidirectionalRefiner(nn.Module):
+class BidirectionalRefiner(WholeState):
     r"""Mean of two mixer paths over label features, one of them channels first, the other labels first.
 
     With M_r a perceptron over the channels of each label, M_c one over the labels of each channel, and four

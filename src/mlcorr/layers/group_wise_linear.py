@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from mlcorr._checks import check_floating, check_integer
+from mlcorr._loading import WholeState
 from mlcorr._precision import in_autocast
 
 
@@ -54,7 +55,7 @@ def group_wise_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> 
     return logits + bias.to(logits.dtype)
 
 
-class GroupWiseLinear(nn.Module):
+class GroupWiseLinear(WholeState):
     """Module of :func:`mlcorr.functional.group_wise_linear`: a weight (C, D) and a bias (C,), begun as `nn.Linear`'s.
 
     Args:

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mlcorr._checks import check_boolean, check_broadcastable, check_floating, check_integer, check_number
+from mlcorr._loading import WholeState
 from mlcorr._precision import compute_dtype, no_autocast
 
 _Count = TypeVar("_Count", int, Tensor)
@@ -187,7 +188,7 @@ class PurifiedFeatures(NamedTuple):
     valid_rows: Tensor | None
 
 
-class SpatialPurifiedAttention(nn.Module):
+class SpatialPurifiedAttention(WholeState):
     r"""One feature vector per label, pooled from where the label's score map is above its own τ-quantile.
 
     With T the tokens (B, N, in_channels), N = H·W::

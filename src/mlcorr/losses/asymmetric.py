@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mlcorr._checks import check_broadcastable, check_choice, check_floating, check_number
+from mlcorr._loading import WholeState
 from mlcorr._precision import compute_dtype, no_autocast
 from mlcorr._reduction import REDUCTIONS, Reduction, reduce
 from mlcorr._targets import check_target, split_target
@@ -95,7 +96,7 @@ def asymmetric_loss(
     return reduce(loss, known, reduction)
 
 
-class AsymmetricLoss(nn.Module):
+class AsymmetricLoss(WholeState):
     """Module of :func:`mlcorr.functional.asymmetric_loss`; the defaults, a sum among them, are the official code's.
 
     Parameters are those of the function; ``weight`` and ``pos_weight`` become buffers, so that they move with

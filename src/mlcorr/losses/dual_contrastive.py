@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from mlcorr._checks import check_choice, check_floating, check_integer, check_number, check_same
 from mlcorr._distributed import check_group, copy_sharing_group, gather_rows, global_sum
+from mlcorr._loading import WholeState
 from mlcorr._precision import compute_dtype
 from mlcorr.losses.memory_bank import GlobalMemoryBank, MemoryBank, PerLabelMemoryBank
 from mlcorr.losses.prototype_contrastive import (
@@ -27,7 +28,7 @@ from mlcorr.ops.contrast import widen
 Bank: TypeAlias = Literal["per_label", "global"]
 
 
-class DualContrastiveLoss(nn.Module):
+class DualContrastiveLoss(WholeState):
     r"""``sample_weight``·S2S + ``prototype_weight``·P2S over label-level features, with a memory bank and prototypes.
 
     S2S is :func:`mlcorr.functional.sample_contrastive_loss` of the active features, those of labels that are 1, with

@@ -6,10 +6,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+
+from mlcorr._loading import WholeState
 
 
-class MemoryBank(nn.Module):
+class MemoryBank(WholeState):
     """What the banks share."""
 
     embeddings: Tensor
@@ -30,14 +32,20 @@ class MemoryBank(nn.Module):
         """Forget everything."""
         raise NotImplementedError
 
+    def _refuse(self, state: Mapping[str, Any], prefix: str) -> str | None:
+        own = dict(self.named_buffers())
+        given = [name for name in own if prefix + name in state]
+        return f"expected {', '.join(own)}, got {', '.join(given)} alone" if 0 < len(given) < len(own) else None
+
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         """Take over a whole bank of this size, or nothing of it: a pointer into another one means nothing here."""
         errors: list[str] = args[-1]
         before = len(errors)
         own = dict(self.named_buffers())
         given = {name: state_dict[prefix + name] for name in own if prefix + name in state_dict}
-        if given and len(given) < len(own):
-            errors.append(f"{prefix[:-1]}: expected {', '.join(own)}, got {', '.join(given)} alone")
+        reason = self._refuse(state_dict, prefix)
+        if reason is not None:
+            errors.append(f"{prefix[:-1]}: {reason}")
         for name, value in given.items():
             if value.shape != own[name].shape:
                 expected, found = tuple(own[name].shape), tuple(value.shape)

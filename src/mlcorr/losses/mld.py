@@ -6,10 +6,11 @@ from typing import Any, Literal, TypeAlias
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from mlcorr._autograd import fixed_signature
 from mlcorr._checks import check_broadcastable, check_choice, check_floating, check_mask, check_number, check_same
+from mlcorr._loading import WholeState
 from mlcorr._precision import compute_dtype, half_difference, no_autocast
 from mlcorr._reduction import REDUCTIONS, Reduction, reduce
 from mlcorr.losses._probabilities import log_probabilities, widen
@@ -95,7 +96,7 @@ def mld_loss(
     return loss if temperature == 1.0 else temperature * loss
 
 
-class MLDLoss(nn.Module):
+class MLDLoss(WholeState):
     """Module of :func:`mlcorr.functional.mld_loss`; the default is L2D's and MDKD's: sum over labels, batch mean.
 
     Parameters are those of the function; ``weight`` becomes a buffer, so that it moves with ``.to()``.

@@ -104,9 +104,17 @@ class GatedExperts(nn.Module):
         logits = (share * logit).sum(-1) + self.classifier.bias.to(logit.dtype)
         return logits, (share * score).sum(-1), share
 
+    @property
+    def groups(self) -> Tensor:
+        """The group of each label (L,)."""
+        sizes = torch.tensor(self._sizes, device=self.place.device)
+        return torch.arange(self.num_groups, device=self.place.device).repeat_interleave(sizes)[self.place]
+
     def _apply(self, fn: Any, recurse: bool = True) -> GatedExperts:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        self.order, self.place = fn(self.order), fn(self.place)
+        device = fn(self.order).device
+        if device.type != "meta":  # no state brings them back: they keep their numbers, in `to_empty` too
+            self.order, self.place = self.order.to(device), self.place.to(device)
         return self
 
     def extra_repr(self) -> str:

@@ -16,6 +16,7 @@ from typing import cast
 
 from torch import Tensor, nn
 
+from mlcorr._loading import WholeState
 from mlcorr.systems.vit import Parts, timm_parts, transformers_parts
 
 _ONE_TOKEN = ("cls_token", "class_token", "class_embedding", "distillation_token", "dist_token")
@@ -106,7 +107,7 @@ def from_timm(model: nn.Module) -> TimmBackbone:
     return TimmBackbone(model)
 
 
-class _InParts(nn.Module):
+class _InParts(WholeState):
     """A wrapped model that may be a plain vision transformer, and then has the parts of one."""
 
     model: nn.Module

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from mlcorr._checks import check_choice, check_integer, check_mask, check_number, check_tensor
 from mlcorr._distributed import check_group, copy_sharing_group, global_sum
+from mlcorr._loading import WholeState
 from mlcorr._precision import compute_dtype
 from mlcorr._targets import check_target, labels_and_known
 from mlcorr.layers import GroupWiseLinear
@@ -56,7 +57,7 @@ class LatentContextOutput(NamedTuple):
     fused_features: Tensor
 
 
-class LatentContext(nn.Module):
+class LatentContext(WholeState):
     r"""Class-aware features, latent context, their fusion, and a transformer over labels.
 
     In training a second branch is shown a random part of the known labels and infers the others; inference has

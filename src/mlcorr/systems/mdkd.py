@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from mlcorr._checks import check_mask, check_number
 from mlcorr._distributed import copy_sharing_group
+from mlcorr._loading import WholeState
 from mlcorr._precision import compute_dtype
 from mlcorr._targets import check_target, split_target
 from mlcorr.losses.binary_cross_entropy import BinaryCrossEntropyLoss
@@ -19,7 +20,7 @@ from mlcorr.ops import norder
 from mlcorr.ops.norder.launching import UNIT
 
 
-class MDKDObjective(nn.Module):
+class MDKDObjective(WholeState):
     r"""BCE(s, y) + ``mld_weight``·MLD(s, t) + ``dependency_weight``·(L_ID + L_BD): Eq. 15 of MDKD.
 
     The defaults are the paper's. It trains a student on logits of a teacher; the two networks stay outside.

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from mlcorr._checks import check_choice, check_integer, check_number
 from mlcorr._distributed import check_group, copy_sharing_group, global_sum
+from mlcorr._extra_state import decoded, encoded
+from mlcorr._loading import WholeState
 from mlcorr._targets import check_target
 from mlcorr.grouping import LabelGroups
 from mlcorr.losses.asymmetric import AsymmetricLoss
@@ -43,7 +45,7 @@ class MLVPTOutput(NamedTuple):
     gates: Tensor
 
 
-class MLVPT(nn.Module):
+class MLVPT(WholeState):
     r"""Prompts for each group of labels in every block, an adapter a prompt, gates and classifiers for each label.
 
     The defaults are those of the authors' code. With :math:`P = 2TE` prompts, :math:`n` blocks and adapters of width
@@ -224,17 +226,22 @@ class MLVPT(nn.Module):
             raise ValueError(f"state: expected what trainable_state_dict returns; lacks {lacking}, has also {foreign}")
         self._check_groups(state, "")
         for name, value in own.items():
-            if isinstance(value, Tensor) and (not isinstance(state[name], Tensor) or state[name].shape != value.shape):
+            if name == "_extra_state":  # as long as the names are
+                continue
+            if not isinstance(state[name], Tensor) or state[name].shape != value.shape:
                 found = tuple(state[name].shape) if isinstance(state[name], Tensor) else type(state[name]).__name__
                 raise ValueError(f"state: expected {name} of the shape {tuple(value.shape)}, got {found}")
         self.load_state_dict(dict(state), strict=False)
 
-    def get_extra_state(self) -> dict[str, Any]:
-        """Return what ``state_dict`` holds besides tensors: names of the labels, and the number of groups."""
-        return {"names": self.label_names, "num_groups": self.num_groups}
+    def get_extra_state(self) -> Tensor:
+        """Return names of the labels and the number of groups, as bytes of JSON, for ``state_dict``."""
+        return encoded({"names": self.label_names, "num_groups": self.num_groups})
 
     def set_extra_state(self, state: Any) -> None:
         """Change nothing: a state with other names or groups is refused before anything is loaded."""
+
+    def _refuse(self, state: Mapping[str, Any], prefix: str) -> None:
+        self._check_groups(state, prefix)
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         self._check_groups(state_dict, prefix)
@@ -242,8 +249,8 @@ class MLVPT(nn.Module):
 
     def _check_groups(self, state: Mapping[str, Any], prefix: str) -> None:
         """Raise unless the state is of these groups of these labels."""
-        extra = state.get(f"{prefix}_extra_state")
-        names = extra.get("names") if isinstance(extra, dict) else None
+        extra = decoded(state[f"{prefix}_extra_state"]) if f"{prefix}_extra_state" in state else {}
+        names = extra.get("names")
         if names is not None and self.label_names is not None and tuple(names) != self.label_names:
             differing = [pair for pair in zip(names, self.label_names, strict=False) if pair[0] != pair[1]]
             first = (
@@ -251,10 +258,10 @@ class MLVPT(nn.Module):
             )
             count = f"{len(names)} names for {self.num_labels}"
             raise ValueError(f"state: expected the same labels in the same order, got {count}{first}")
-        if isinstance(extra, dict) and extra.get("num_groups") != self.num_groups:
+        if extra and extra.get("num_groups") != self.num_groups:
             raise ValueError(f"state: expected {self.num_groups} groups, got {extra.get('num_groups')}")
-        for name in ("co_groups", "dis_groups"):
-            found, own = state.get(prefix + name), getattr(self, name)
+        for name, experts in (("co_groups", self.co), ("dis_groups", self.dis)):
+            found, own = state.get(prefix + name), experts.groups
             if isinstance(found, Tensor) and not torch.equal(found.to(own.device), own):
                 differ = (
                     f"{int((found.to(own.device) != own).sum())} of them"

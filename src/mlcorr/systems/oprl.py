@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mlcorr._checks import check_integer, check_number, check_sequence
+from mlcorr._loading import WholeState
 from mlcorr._precision import compute_dtype
 from mlcorr.layers import GroupWiseLinear
 from mlcorr.layers.average_message_gcn import AverageMessageGCN, Diagonal, Message
@@ -37,7 +38,7 @@ class OPRLOutput(NamedTuple):
     valid_rows: Tensor | None
 
 
-class OPRL(nn.Module):
+class OPRL(WholeState):
     r"""Encoder, purified attention per label, messages between labels, refinement, one classifier per label.
 
     The defaults are the paper's; at 2048 channels and 80 labels the head has its 43.4 million parameters.

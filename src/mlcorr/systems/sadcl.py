@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from mlcorr._checks import check_integer, check_number
 from mlcorr._distributed import check_group, copy_sharing_group, global_sum
+from mlcorr._loading import WholeState
 from mlcorr._precision import compute_dtype
 from mlcorr._targets import check_target
 from mlcorr.layers import GroupWiseLinear
@@ -35,7 +36,7 @@ class SADCLOutput(NamedTuple):
     embeddings: Tensor | None
 
 
-class SADCL(nn.Module):
+class SADCL(WholeState):
     r"""Encoder, decoder with a query for each label, one classifier per label; two contrastive losses in training.
 
     The defaults are those of the authors' code.

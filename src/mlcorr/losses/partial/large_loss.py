@@ -187,5 +187,6 @@ class LargeLoss(nn.Module):
 
 def _large(x: Tensor, unknown: Tensor, share: float) -> Tensor:
     """Return where the loss of an unknown label is large. As −log(1 − p) it grows with the logit, which ties less."""
-    count = math.ceil(share * x.numel() - 1e-6)  # 3 · 0.1 of 10 entries are 3, not the 4 of 0.30000000000000004
+    # Rounded up: 0.3 of 10 entries are 3, not the 4 of 3.0000000000000004. A file of an exported program holds no ceil.
+    count = math.trunc(share * x.numel() + (1 - 1e-6))
     return largest(x, unknown, count)

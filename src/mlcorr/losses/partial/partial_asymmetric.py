@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mlcorr._checks import check_choice, check_floating, check_integer, check_number
+from mlcorr._loading import WholeState
 from mlcorr._reduction import REDUCTIONS, Reduction, reduce
 from mlcorr.losses._focal import focal_terms
 from mlcorr.losses.partial._entries import either, largest, read_entries
@@ -112,7 +113,7 @@ def partial_asymmetric_loss(
     return reduce(torch.where(ignored, 0.0, loss), None, reduction)
 
 
-class PartialAsymmetricLoss(nn.Module):
+class PartialAsymmetricLoss(WholeState):
     """Module of :func:`mlcorr.functional.partial_asymmetric_loss`; the defaults are those of the official program.
 
     Parameters are those of the function; ``prior`` becomes a buffer, so that it moves with ``.to()``. In half precision

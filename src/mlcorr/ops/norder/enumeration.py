@@ -13,7 +13,6 @@ gradient of an entry of D needs only the sums of y over one end, or over both.
 from __future__ import annotations
 
 from collections.abc import Callable
-from math import perm
 from typing import Any, TypeAlias, cast
 
 import torch
@@ -28,6 +27,14 @@ _CHUNK = 2**20
 
 _REACH = 20_000_000_000
 REACH_OF_KERNELS = 10_000_000_000_000  # minutes of a large GPU
+
+
+def perm(labels: int, order: int) -> int:
+    """Return ``math.perm``, which no compiler takes of a size that it leaves open."""
+    count = 1
+    for used in range(order):
+        count *= labels - used
+    return count
 
 
 def count_sequences(order: int, num_labels: int) -> int:
@@ -113,6 +120,13 @@ def in_groups(differences: Tensor, valid: Tensor | None, size: int) -> list[tupl
     """Split the matrices into groups of at most ``size``, and ``valid`` with them."""
     matrices = differences.split(size)
     return list(zip(matrices, [None] * len(matrices) if valid is None else valid.split(size), strict=True))
+
+
+def in_blocks(total: int, size: int) -> list[range]:
+    """Split ``range(total)`` into blocks of at most ``size``."""
+    if size >= total:  # asked first, so that a compiled graph holds for every such size
+        return [range(total)] if total else []
+    return [range(start, min(start + size, total)) for start in range(0, total, size)]
 
 
 def valid_pairs(differences: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -207,8 +221,7 @@ def _chunks(differences: Tensor, order: int) -> list[range]:
     """Return the ranks of all middles, in chunks."""
     matrices, num_labels, _ = differences.shape
     middles = perm(num_labels, order - 2) // (2 if order >= 4 else 1)
-    size = max(1, _CHUNK // max(1, matrices * num_labels * num_labels))
-    return [range(start, min(start + size, middles)) for start in range(0, middles, size)]
+    return in_blocks(middles, max(1, _CHUNK // max(1, matrices * num_labels * num_labels)))
 
 
 def _unrank(ranks: range, order: int, differences: Tensor) -> tuple[Tensor, ...]:

@@ -23,7 +23,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mlcorr.ops.norder.enumeration import differentiable, in_groups, per_sequence, symmetric_part, valid_pairs
+from mlcorr.ops.norder.enumeration import (
+    differentiable,
+    in_blocks,
+    in_groups,
+    per_sequence,
+    symmetric_part,
+    valid_pairs,
+)
 
 # Elements of the largest temporaries, of which a dozen exist at a time; one matrix always fits.
 _CHUNK = 2**18
@@ -88,8 +95,8 @@ def _excess_of_order_4(d: Tensor, pairs: Tensor, threshold: float) -> Tensor:
     matrices, num_labels, _ = d.shape
     block = max(1, _CHUNK // max(1, matrices * num_labels * num_labels))
     middle, end = [], torch.zeros_like(d)
-    for start in range(0, num_labels, block):
-        by_end = _ends_of_order_4(d, pairs, slice(start, start + block), threshold)
+    for labels in in_blocks(num_labels, block):
+        by_end = _ends_of_order_4(d, pairs, slice(labels.start, labels.stop), threshold)
         middle.append(by_end.sum(dim=-1))
         end = end + by_end.sum(dim=1)
     both = torch.cat(middle, dim=1) / 2 + end

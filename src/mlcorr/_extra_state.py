@@ -1,0 +1,24 @@
+"""What a ``state_dict`` holds that is no tensor, as one: bytes of JSON, which formats of tensors alone can keep."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def encoded(content: Any) -> Tensor:
+    """Return ``content`` for ``get_extra_state``."""
+    return torch.tensor(list(json.dumps(content).encode()), dtype=torch.uint8)
+
+
+def decoded(state: object) -> Any:
+    """Return the content again, if ``state`` is what ``encoded`` returned."""
+    try:
+        if isinstance(state, Tensor) and state.dtype == torch.uint8:
+            return json.loads(bytes(state.flatten().cpu().tolist()))
+    except ValueError:  # no JSON, or no text
+        pass
+    raise ValueError("_extra_state: expected bytes of JSON, as state_dict() has them")

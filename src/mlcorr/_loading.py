@@ -1,0 +1,111 @@
+"""States that do not fit change nothing: PyTorch alone copies what fits, and then tells what does not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+
+class WholeState(nn.Module):
+    """A module that takes over a state with everything in it, or nothing of it."""
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Load as :meth:`torch.nn.Module.load_state_dict` does; where that raises an error, nothing has changed.
+
+        A part with hooks that change a state before it is loaded, or that comes from elsewhere and loads in its own
+        way, is looked at when it is loaded, after the parts before it.
+
+        Raises:
+            RuntimeError: Names, shapes or kinds of numbers do not fit.
+        """
+        if isinstance(state_dict, Mapping):
+            found = list(_problems(self, state_dict, strict))
+            if found:
+                message = "\n\t".join(found)
+                raise RuntimeError(f"Error(s) in loading state_dict for {type(self).__name__}:\n\t{message}")
+        return super().load_state_dict(state_dict, strict=strict, assign=assign)
+
+    def _expected(self, state: Mapping[str, Any], prefix: str) -> dict[str, Tensor | None]:  # noqa: ARG002
+        """Return the module's own entries that ``state`` should have; None where any shape is taken."""
+        return _own(self)
+
+    def _refuse(self, state: Mapping[str, Any], prefix: str) -> str | None:  # noqa: ARG002
+        """Return, or raise, why what has the names and shapes of a state is none for this module."""
+        return None
+
+
+def _own(module: nn.Module) -> dict[str, Tensor | None]:
+    kept = {name: x for name, x in module._buffers.items() if name not in module._non_persistent_buffers_set}
+    return {name: x for name, x in {**module._parameters, **kept}.items() if x is not None}
+
+
+def _problems(root: WholeState, state: Mapping[str, Any], strict: bool) -> Iterator[str]:
+    """Yield why a state cannot be taken over."""
+    missing: list[str] = []
+    unfit: list[str] = []
+    known: set[str] = set()
+    elsewhere: list[str] = []  # what is not ours to judge
+    parts = list(root.named_modules(remove_duplicate=False))
+    for path, part in parts:
+        prefix = f"{path}." if path else ""
+        if any(prefix.startswith(other) for other in elsewhere):
+            continue
+        if part._load_state_dict_pre_hooks:
+            elsewhere.append(prefix)
+            continue
+        ours = isinstance(part, WholeState)
+        own_way = type(part)._load_from_state_dict is not nn.Module._load_from_state_dict
+        if ours:
+            reason = part._refuse(state, prefix)
+            if reason is not None:
+                unfit.append(f"{path or type(part).__name__}: {reason}")
+        expected = part._expected(state, prefix) if ours else _own(part)
+        if type(part).get_extra_state is not nn.Module.get_extra_state:
+            expected["_extra_state"] = None
+        for name, own in expected.items():
+            known.add(prefix + name)
+            if prefix + name in state:
+                # Averaged buffers of others, such as a number of batches, are no whole numbers any more.
+                kind = ours or name in part._parameters
+                unfit += _unfit(prefix + name, state[prefix + name], own, kind=kind)
+            elif ours or not own_way:
+                missing.append(prefix + name)
+        if own_way and not ours:
+            known |= {
+                name for name in _under(prefix, state) if name[len(prefix) :].partition(".")[0] not in part._modules
+            }
+    if strict and not any(part._load_state_dict_post_hooks for _, part in parts):  # which may forgive
+        unexpected = [name for name in state if name not in known and not name.startswith(tuple(elsewhere))]
+        for what, names in (("Missing", missing), ("Unexpected", unexpected)):
+            if names:
+                listed = ", ".join(f'"{name}"' for name in names)
+                yield f"{what} key(s) in state_dict: {listed}. "
+    yield from unfit
+
+
+def _under(prefix: str, state: Mapping[str, Any]) -> list[str]:
+    return [name for name in state if name.startswith(prefix)]
+
+
+def _unfit(name: str, given: Any, own: Tensor | None, *, kind: bool) -> Iterator[str]:
+    """Yield why ``given`` cannot become ``own``, with ``kind`` also where whole numbers are not."""
+    if own is None or is_lazy(own):
+        return
+    if not isinstance(given, Tensor):
+        yield f"{name}: expected a tensor, got {type(given).__name__}"
+    elif given.shape != own.shape and not (own.dim() == 0 and given.shape == (1,)):  # as old files have numbers
+        yield f"size mismatch for {name}: expected {tuple(own.shape)}, got {tuple(given.shape)}"
+    elif kind and _kind(given) != _kind(own):
+        yield f"dtype mismatch for {name}: expected one like {own.dtype}, got {given.dtype}"
+
+
+def _kind(x: Tensor) -> str:
+    if x.is_complex():
+        return "complex"
+    if x.is_floating_point():
+        return "real"
+    return "truth" if x.dtype == torch.bool else "whole"
