@@ -11,7 +11,7 @@ from torch import Tensor
 
 def encoded(content: Any) -> Tensor:
     """Return ``content`` for ``get_extra_state``."""
-    return torch.tensor(list(json.dumps(content).encode()), dtype=torch.uint8)
+    return torch.tensor(list(json.dumps(content).encode()), dtype=torch.uint8, device="cpu")
 
 
 def decoded(state: object) -> Any:
