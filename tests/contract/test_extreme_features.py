@@ -13,6 +13,7 @@ from tests.contract.cases import CASES
 from tests.contract.extremes import DTYPES, assert_within, rounding
 
 _OFF = 64  # roundings that a value may be off by, after some layers of products
+_WITH_QUANTILES = ("SpatialPurifiedAttention", "OPRL")
 
 
 def of_features(case: Case) -> str | None:
@@ -39,7 +40,8 @@ def test_large_and_small_features(name: str) -> None:
             for value, truth in zip(values, true_values, strict=True):
                 fits = truth.abs() <= torch.finfo(value.dtype).max
                 assert value[fits].isfinite().all(), context
-                if dtype == torch.float32:
+                # Where all places of a picture are alike, rounding decides which are above a quantile.
+                if dtype == torch.float32 and (scale > 1 or name not in _WITH_QUANTILES):
                     allowed = rounding(value, truth) + _OFF * torch.finfo(dtype).eps * truth.abs().max()
                     assert_within(value, truth, allowed, context)
             # Where the truth does not fit there is no gradient: of zeros, each layer norm makes it 300 times as large.

@@ -169,7 +169,7 @@ class _BernoulliDivergence(torch.autograd.Function):
     def forward(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
         flipped = torch.where(teacher > 0, -student, student)
         negative = -teacher.abs()
-        divergence = _softplus(flipped, temperature) - _softplus(negative, temperature)
+        divergence = _minus_softplus(negative, temperature) - _minus_softplus(flipped, temperature)
         probability = (negative if temperature == 1.0 else negative / temperature).sigmoid()
         return torch.addcmul(divergence, probability, half_difference(negative, flipped), value=2)
 
@@ -193,8 +193,8 @@ class _BernoulliDivergence(torch.autograd.Function):
         return grad_student, grad_teacher, None
 
 
-def _softplus(x: Tensor, temperature: float) -> Tensor:
-    """Return T·log(1 + exp(x/T))."""
+def _minus_softplus(x: Tensor, temperature: float) -> Tensor:
+    """Return −T·log(1 + exp(x/T))."""
     if temperature == 1.0:
-        return -F.logsigmoid(-x)
-    return torch.add(x.clamp(min=0), (x.abs() / -temperature).exp().log1p(), alpha=temperature)
+        return F.logsigmoid(-x)
+    return torch.sub(-x.clamp(min=0), (x.abs() / -temperature).exp().log1p(), alpha=temperature)
