@@ -97,6 +97,26 @@ def test_derivatives_to_arguments(name: str, monkeypatch: pytest.MonkeyPatch) ->
     check(of_leaves(case, thing, arguments), leaves_of(case, arguments), monkeypatch)
 
 
+def a_loss(case: Case) -> str | None:
+    """For ``needs``: what is no loss is left out."""
+    return differentiable(case) or (None if case.kind == "loss" else "is no loss")
+
+
+@each_case("third derivatives", needs=a_loss)
+def test_third_derivatives(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a step in one direction: backward functions that are written by hand may lose the graph of what they keep."""
+    case = CASES[name]
+    arguments = case.draw(SIZES)
+    function, leaves = of_leaves(case, ready(case, training=True), arguments), leaves_of(case, arguments)
+    hold_factors(monkeypatch, lambda: function(*leaves))
+
+    def slopes(*given: Tensor) -> Tensor:
+        first = torch.autograd.grad(function(*given).square(), given, create_graph=True)
+        return sum(x.square().sum() for x in first)
+
+    assert torch.autograd.gradgradcheck(slopes, leaves, fast_mode=True, rtol=1e-4, atol=1e-4)
+
+
 def with_soft_targets(case: Case) -> str | None:
     """For ``needs``: what reads targets as numbers is a loss of a target."""
     return differentiable(case) or (
