@@ -87,8 +87,7 @@ def mld_loss(
             divergence = divergence * (temperature * temperature)
     else:
         with no_autocast(student):
-            divergence = F.binary_cross_entropy(student, teacher, reduction="none")
-            divergence = divergence - F.binary_cross_entropy(teacher, teacher, reduction="none")
+            divergence = _cross_entropy(student, teacher) - _cross_entropy(teacher, teacher)
     if weight is not None:
         divergence = divergence * weight.to(dtype)
     return reduce(divergence, mask, reduction)
@@ -150,6 +149,13 @@ def _check_configuration(temperature: float, inputs: Inputs, reduction: Reductio
     if inputs == "probabilities" and checked != 1.0:
         raise ValueError(f"temperature: expected 1 with inputs='probabilities', got {checked}; pass logits")
     return checked
+
+
+def _cross_entropy(p: Tensor, target: Tensor) -> Tensor:
+    """Return ``F.binary_cross_entropy``, with logarithms that are clamped in the derivative by its target, too."""
+    positive = F.binary_cross_entropy(p, torch.ones_like(p), reduction="none")
+    negative = F.binary_cross_entropy(p, torch.zeros_like(p), reduction="none")
+    return target * positive + (1 - target) * negative
 
 
 class _BernoulliDivergence(torch.autograd.Function):
