@@ -134,6 +134,7 @@ LOSSES: dict[str, Case] = {
     "mld_loss, probabilities": of_pair(
         lambda: partial(functional.mld_loss, inputs="probabilities"), probabilities=True
     ),
+    "mld_loss, no mask": of_pair(lambda: functional.mld_loss, mask=False),
     "MLDLoss": of_pair(lambda: losses.MLDLoss(temperature=2.0), mask=False),
     "multi_order_dependency_loss": of_pair(lambda: norder_loss, leading=False, mask=False),
     "multi_order_dependency_loss, masked": of_pair(lambda: norder_loss, leading=False),
@@ -152,6 +153,7 @@ LOSSES: dict[str, Case] = {
         lambda: losses.MultiOrderDependencyLoss({2: 1.0, 3: 0.5}), leading=False, mask=False
     ),
     "MDKDObjective": of_pair(MDKDObjective, leading=False, target=True),
+    "MDKDObjective, no mask": of_pair(MDKDObjective, leading=False, target=True, mask=False),
     "sample_contrastive_loss": Case(
         kind="loss",
         make=lambda sizes: functional.sample_contrastive_loss,  # noqa: ARG005

@@ -15,7 +15,17 @@ from torch.utils.checkpoint import checkpoint
 
 from tests.contract.case import Case, a_module, differentiable, each_case, tensors, with_gradients
 from tests.contract.cases import CASES
-from tests.contract.comparing import SIZES, assert_same, leaves_of, of_leaves, once, ready, scalar_of, with_weights
+from tests.contract.comparing import (
+    SIZES,
+    assert_same,
+    differentiable_places,
+    leaves_of,
+    of_leaves,
+    once,
+    ready,
+    scalar_of,
+    with_weights,
+)
 
 
 def prepared(name: str) -> tuple[Callable[..., Tensor], tuple[Tensor, ...], list[Tensor]]:
@@ -49,6 +59,25 @@ def test_grad_outputs(name: str) -> None:
         value = function(*leaves)
         many = torch.autograd.grad(value, leaves, torch.tensor([1.0, 3.0]).to(value), is_grads_batched=True)
     assert_same(many, [torch.stack([x, 3 * x]) for x in expected], "batched")
+
+
+def several_outputs(case: Case) -> str | None:
+    """For ``needs``: one output is differentiated elsewhere."""
+    if not case.leaves:
+        return "has no gradient"
+    output = case(with_gradients(case, case.draw(SIZES)))
+    return None if len(differentiable_places(output)) > 1 else "has one output"
+
+
+@each_case("the gradients of each output alone are shares of the gradient of all", needs=several_outputs)
+def test_each_output_alone(name: str) -> None:
+    case = CASES[name]
+    arguments = with_gradients(case, case.draw(SIZES))
+    leaves = [arguments[leaf] for leaf in case.leaves]
+    output = once(case, ready(case, training=True), arguments)
+    every = {"allow_unused": True, "materialize_grads": True, "retain_graph": True}
+    each = [torch.autograd.grad(scalar_of(output, [k]), leaves, **every) for k in differentiable_places(output)]
+    assert_same([sum(x) for x in zip(*each, strict=True)], torch.autograd.grad(scalar_of(output), leaves), "sum")
 
 
 @each_case("each argument alone gets the gradient that it gets among the others", needs=differentiable)

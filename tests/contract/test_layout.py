@@ -141,6 +141,8 @@ def test_arguments_stay(name: str, training: bool) -> None:
         assert [state(x) for x in given] == before
         for x, value in zip(given, values, strict=True):
             assert torch.equal(x, value)
+        if isinstance(thing, nn.Module):
+            assert not any(buffer.requires_grad for buffer in thing.buffers())  # nor is their graph kept
 
 
 def storages(tensors: list[Tensor]) -> set[int]:

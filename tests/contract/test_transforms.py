@@ -48,7 +48,7 @@ def _attention() -> Iterator[None]:
 FITS = {"SpectralLabelGrouping": "fits inside the call, outside PyTorch; see the test of what is fitted"}
 COUNTS_ACTIVE = ("DualContrastiveLoss", "DualContrastiveLoss, no bank", "SADCL")
 OWN_FUNCTIONS = [
-    *("mld_loss", "MLDLoss", "MDKDObjective", "SADCL"),
+    *("mld_loss", "mld_loss, no mask", "MLDLoss", "MDKDObjective", "MDKDObjective, no mask", "SADCL"),
     *(name for name in CASES if name.startswith(("multi_order", "MultiOrder")) and not name.endswith("masked")),
     *(name for name in CASES if name.startswith(("sample_contrastive", "DualContrastive"))),
 ]

@@ -110,6 +110,21 @@ def test_a_sure_teacher_of_probabilities_has_a_gradient() -> None:
     torch.testing.assert_close(teacher.grad, expected)
 
 
+def test_probabilities_of_0_and_1_have_finite_gradients_on_both_sides() -> None:
+    certain = torch.tensor([0.0, 0.5, 1.0], dtype=torch.float64)
+    student, teacher = (x.flatten().requires_grad_() for x in torch.meshgrid(certain, certain, indexing="ij"))
+    loss = mld_loss(student, teacher, inputs="probabilities")
+    to_student, to_teacher = torch.autograd.grad(loss, (student, teacher))
+    agree = student == teacher
+    assert (to_student[agree] == 0).all()
+    assert (to_teacher[agree] == 0).all()
+    assert to_student.isfinite().all()
+    # The logarithms of 0 are −100: log(t / (1 − t)) − log(s / (1 − s)) of the clamped ones.
+    logit = {0.0: -100.0, 0.5: 0.0, 1.0: 100.0}
+    expected = [logit[t] - logit[s] for s, t in zip(student.tolist(), teacher.tolist(), strict=True)]
+    torch.testing.assert_close(to_teacher, torch.tensor(expected, dtype=torch.float64))
+
+
 def test_masked_probabilities_leave_second_derivatives_finite() -> None:
     student, teacher = torch.rand(2, 3, 4, dtype=torch.float64).requires_grad_()
     mask = torch.tensor([[True, False, True, True]]).expand(3, 4)
