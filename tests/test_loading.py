@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mlcorr import DualContrastiveLoss
+from mlcorr import DualContrastiveLoss, SpectralLabelGrouping
 from mlcorr.systems.oprl import OPRL
 
 
@@ -99,3 +99,13 @@ def test_a_number_may_come_as_one_entry() -> None:
     loss.load_state_dict({**state_of(loss), "steps": torch.tensor([3])})
     assert loss.steps.shape == ()
     assert loss.steps == 3
+
+
+@pytest.mark.parametrize("extra", [torch.zeros(3), torch.tensor(list(b"[1]"), dtype=torch.uint8), {"names": None}])
+def test_an_extra_state_of_another_form_is_refused(extra: Any) -> None:
+    grouping = SpectralLabelGrouping(5, 2)
+    before = state_of(grouping)
+    changed = {name: value + 1 for name, value in before.items()}
+    with pytest.raises(ValueError, match="_extra_state: expected bytes of JSON"):
+        grouping.load_state_dict({**changed, "_extra_state": extra})
+    assert_equal(grouping, before)

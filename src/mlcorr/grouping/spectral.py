@@ -240,8 +240,8 @@ class SpectralLabelGrouping(WholeState):
     def set_extra_state(self, state: Tensor) -> None:
         """Take over what ``get_extra_state`` gave."""
         content = decoded(state)
-        self.names = self.names or (content["names"] and tuple(content["names"]))
-        self.num_groups, found = content["num_groups"], content["found"]
+        self.names = self.names or tuple(content.get("names") or ()) or None
+        self.num_groups, found = content["num_groups"], content.get("found")
         self._found = found and (found[0], *(math.nan if number is None else number for number in found[1:]))
 
     def extra_repr(self) -> str:
@@ -271,14 +271,15 @@ class SpectralLabelGrouping(WholeState):
         if isinstance(groups, Tensor) and len(groups) != self.num_labels:
             return f"size mismatch: expected {self.num_labels} labels, got {len(groups)}"
         extra = state_dict.get(f"{prefix}_extra_state")
-        if not isinstance(extra, Tensor):
+        if extra is None:
             return None
         content = decoded(extra)
-        if self.names and content["names"] and tuple(content["names"]) != self.names:
-            same = set(content["names"]) == set(self.names)
+        names = content.get("names")
+        if self.names and names and tuple(names) != self.names:
+            same = set(names) == set(self.names)
             return "other names: expected the labels' names" + (" in the same order" if same else "")
-        if not self.auto_groups and content["num_groups"] != self.num_groups:
-            return f"size mismatch: expected {self.num_groups} groups, got {content['num_groups']}"
+        if not self.auto_groups and content.get("num_groups") != self.num_groups:
+            return f"size mismatch: expected {self.num_groups} groups, got {content.get('num_groups')}"
         return None
 
     @property
