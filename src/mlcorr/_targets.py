@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import torch
 
-from mlcorr._checks import check_same, check_tensor
+from mlcorr._checks import FLOATING, check_same, check_tensor
 
 _UNSIGNED = (torch.bool, torch.uint8)
+_DTYPES = (*_UNSIGNED, torch.int8, torch.int16, torch.int32, torch.int64, *FLOATING)  # others cannot be compared
 
 
 def check_target(name: str, value: object, other_name: str, other: torch.Tensor) -> torch.Tensor:
-    """Return ``value`` if it is a real tensor of the shape and device of ``other``."""
+    """Return ``value`` if it is a dense tensor of real numbers of the shape and device of ``other``."""
     target = check_tensor(name, value)
-    if target.is_complex():
+    if target.dtype not in _DTYPES:
         raise TypeError(f"{name}: expected a bool, integer or floating-point tensor, got {target.dtype}")
     check_same(name, target, other_name, other)
     return target

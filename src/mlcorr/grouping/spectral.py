@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from mlcorr._checks import check_choice, check_floating, check_integer, check_number
+from mlcorr._checks import check_choice, check_data, check_floating, check_integer, check_number, check_tensor
 from mlcorr._distributed import check_group, global_sum
 from mlcorr._precision import compute_dtype
 from mlcorr.grouping.affinity import affinity, half_affinity, symmetric
@@ -108,8 +108,12 @@ class SpectralLabelGrouping(nn.Module):
     ) -> None:
         super().__init__()
         self.num_labels = check_integer("num_labels", num_labels, minimum=1)
-        self.auto_groups = num_groups == "auto"
-        wanted = 1 if num_groups == "auto" else check_integer("num_groups", num_groups, minimum=1)
+        self.auto_groups = isinstance(num_groups, str) and num_groups == "auto"
+        wanted = (
+            1
+            if isinstance(num_groups, str) and num_groups == "auto"
+            else check_integer("num_groups", num_groups, minimum=1)
+        )
         if wanted > self.num_labels:
             warnings.warn(
                 f"num_groups: {wanted} groups for {num_labels} labels; each label is a group of its own, and there are "
@@ -343,6 +347,10 @@ class SpectralLabelGrouping(nn.Module):
             raise ValueError(
                 f"{name}: expected the shape (..., {letter}, D), {letter} = {size}, got {tuple(features.shape)}"
             )
+        if features.device != self.co_groups.device:
+            raise ValueError(
+                f"{name}: expected the device of the groups, {self.co_groups.device}, got {features.device}"
+            )
 
 
 def _canonical_order(present: Tensor, together: Tensor) -> Tensor:
@@ -372,5 +380,13 @@ def _of_first_rank(groups: LabelGroups, group: dist.ProcessGroup, device: torch.
     return LabelGroups(co, dis, groups.names, int(sent[0][0]), groups.tau, groups.method, *sent[1].tolist())
 
 
-def _decoded(state: Tensor) -> Any:
-    return json.loads(bytes(state.cpu().tolist()))
+def _decoded(state: object) -> dict[str, Any]:
+    """Return what ``get_extra_state`` wrote."""
+    tensor = check_data("state", check_tensor("state", state))
+    try:
+        content = json.loads(bytes(tensor.cpu().tolist()))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ValueError("state: expected bytes of JSON in a tensor, as get_extra_state gives") from error
+    if not isinstance(content, dict) or not {"names", "num_groups", "found"} <= content.keys():
+        raise ValueError("state: expected names, num_groups and found in it, as get_extra_state gives")
+    return content
