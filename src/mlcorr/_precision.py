@@ -40,6 +40,15 @@ def check_dtype(name: str, value: torch.Tensor, other_name: str, other: torch.Te
         raise TypeError(f"{name}: expected the dtype of {other_name}, {other.dtype}, got {value.dtype}")
 
 
+def check_plain(name: str, value: torch.Tensor, part: torch.nn.Module, kind: type[torch.nn.Module]) -> None:
+    """Raise where ``part`` is a ``kind`` with a plain weight of another device or dtype than ``value``.
+
+    What wraps it, or stands in its place, such as a sharded or a quantized one, may do with others.
+    """
+    if type(part) is kind and type(part.weight) is torch.nn.Parameter:
+        check_dtype(name, value, "the weights", part.weight)
+
+
 def half_difference(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """Return (a − b)/2, which does not overflow."""
     return torch.sub(0.5 * a, b, alpha=0.5)

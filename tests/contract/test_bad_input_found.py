@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -69,6 +71,11 @@ FOUND: list[tuple[Callable[[], Any], type[Exception], str]] = [
         "gamma: expected a number >= 0, got a whole number",
     ),
     (lambda: layers.GroupWiseLinear(10**30, 8), ValueError, "num_labels: expected an integer <= 9223372036854775807"),
+    (
+        lambda: layers.AverageMessageGCN(8, 5, negative_slope=1e308),
+        ValueError,
+        "negative_slope: expected a number in [0",
+    ),
     (lambda: losses.PartialBCELoss(alpha=-(10**400)), ValueError, "alpha: expected a number"),
     (lambda: functional.sample_contrastive_loss(X, Y[:, 0].long(), num_labels=2**63), ValueError, "num_labels: "),
     # tensors that cannot be computed with
@@ -97,7 +104,7 @@ FOUND: list[tuple[Callable[[], Any], type[Exception], str]] = [
     (lambda: layers.SpatialPurifiedAttention(8, 5)(MAP.double()), TypeError, "features: expected the dtype of the"),
     (lambda: functional.group_wise_linear(torch.zeros(5, 8), torch.zeros(5, 8).half()), TypeError, "weight: expected"),
     (lambda: sadcl()(MAP.byte()), TypeError, "backbone: expected a floating-point tensor"),
-    (lambda: latent()(MAP.double(), Y), TypeError, "backbone: expected the dtype of the model's weights"),
+    (lambda: latent()(MAP.double(), Y), TypeError, "backbone: expected the dtype of the weights"),
     # what is chosen among names
     (lambda: norder.select_backend("rows", batch_size=4), ValueError, "level: expected one of 'instance', 'batch'"),
     (lambda: norder.select_backend("batch", batch_size="4"), TypeError, "batch_size: expected an integer"),
@@ -128,6 +135,7 @@ FOUND: list[tuple[Callable[[], Any], type[Exception], str]] = [
         "output.embeddings: expected the shape (B, L, p)",
     ),
     (lambda: sadcl().initialize_prototypes([(MAP,)]), ValueError, "batches: expected pairs (images, target)"),
+    (lambda: sadcl().initialize_prototypes(np.array(1)), TypeError, "batches: expected pairs (images, target)"),
     (lambda: sadcl().initialize_prototypes([MAP]), TypeError, "batches: expected pairs (images, target)"),
     (lambda: ml_vpt().load_trainable_state_dict([]), TypeError, "state: expected what trainable_state_dict returns"),
     (lambda: ml_vpt().train("no"), TypeError, "mode: expected True or False"),
@@ -201,6 +209,11 @@ def test_numbers_that_a_dtype_does_not_hold_are_its_largest() -> None:
     assert functional.partial_asymmetric_loss(logits, unknown, alpha_unknown=1e308, likelihood_topk=0) >= 0
 
 
+def test_a_fraction_is_a_number() -> None:
+    model = OPRL(nn.Identity(), 8, 5, encoder_heads=2, encoder_width=8, encoder_dropout=Fraction(1, 2))
+    assert model(MAP).logits.shape == (4, 5)
+
+
 def test_what_no_branch_reads_is_checked_too() -> None:
     model = latent().eval()
     with pytest.raises(ValueError, match=r"^target: "):
@@ -223,3 +236,15 @@ def test_a_file_is_named_by_the_argument_it_came_from(tmp_path: Path) -> None:
     bad.write_text('{"a": 1}', encoding="utf-8")
     with pytest.raises(ValueError, match=r"^dis: .*holds no label groups of the published format"):
         LabelGroups.load(good, dis=bad)
+
+
+def test_what_stands_in_for_a_part_is_left_to_cast_by_itself() -> None:
+    class Casting(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x.double()).float()
+
+    layer = layers.SpatialPurifiedAttention(8, 5)
+    layer.score, layer.transform = Casting(8, 5).double(), Casting(8, 8).double()
+    with pytest.raises(TypeError, match=r"^features: "):
+        layers.SpatialPurifiedAttention(8, 5)(MAP.flatten(2).mT.double())
+    assert layer(MAP.flatten(2).mT).aux_logits.shape == (4, 5)

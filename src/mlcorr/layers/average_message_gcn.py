@@ -28,6 +28,7 @@ Message: TypeAlias = Literal["cooccurrence", "average"]
 Diagonal: TypeAlias = Literal["one", "zero", "counts"]
 _MESSAGES: tuple[Message, ...] = ("cooccurrence", "average")
 _DIAGONALS: tuple[Diagonal, ...] = ("one", "zero", "counts")
+_STEEPEST = torch.finfo(torch.float32).max  # PyTorch takes no slope beyond
 _LARGE = 1024.0  # messages up to it go into a product of half precision as they are
 _SPARSE_LAYOUTS = (torch.sparse_coo, torch.sparse_csr)
 
@@ -163,7 +164,7 @@ class AverageMessageGCN(nn.Module):
         check_choice("diagonal", diagonal, _DIAGONALS)
         self.diagonal = diagonal
         self.final_activation = check_flag("final_activation", final_activation)
-        self.negative_slope = check_number("negative_slope", negative_slope, minimum=0.0)
+        self.negative_slope = check_number("negative_slope", negative_slope, minimum=0.0, maximum=_STEEPEST)
         self.residual = check_flag("residual", residual)
         if self.num_labels == 2 and "average" in self.schedule:
             warnings.warn(

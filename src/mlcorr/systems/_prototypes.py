@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from mlcorr._checks import is_collection
 from mlcorr._distributed import global_sum
 from mlcorr._precision import compute_dtype
 from mlcorr._targets import check_target
@@ -68,7 +69,7 @@ def _report(labels: Tensor, what: str) -> None:
 
 def check_batches(batches: object) -> Iterator[Sequence[Tensor]]:
     """Yield the batches, each a pair or a triple."""
-    if not isinstance(batches, Iterable) or isinstance(batches, (Tensor, str, bytes)):
+    if not is_collection(batches):
         raise TypeError(f"batches: expected pairs (images, target), got {type(batches).__name__}")
     for batch in batches:
         if not isinstance(batch, (tuple, list)):

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mlcorr._checks import LAZY, check_boolean, check_floating
-from mlcorr._precision import check_dtype
+from mlcorr._precision import check_plain
+from mlcorr.layers.group_wise_linear import GroupWiseLinear
 from mlcorr.layers.spatial_purified_attention import check_valid
 
 
@@ -29,11 +30,12 @@ def rows_of(images: object) -> int | None:
 
 
 def tokens_of(
-    features: object, in_channels: int, valid: Tensor | None = None, *, weights: Tensor
+    features: object, in_channels: int, valid: Tensor | None = None, *, classifier: nn.Module
 ) -> tuple[Tensor, tuple[int, int] | None]:
     """Return tokens (B, N, D) of a map (B, D, H, W) or of tokens, and (H, W), which is None where there is no map.
 
-    They have to be such that products with ``weights`` exist. Places outside ``valid``, boolean (B, N), become 0.
+    They have to be of the dtype and device of the model, whose ``classifier`` tells them. Places outside ``valid``,
+    boolean (B, N), become 0.
     """
     if isinstance(features, Tensor):
         check_floating("backbone", features, min_dim=0)
@@ -44,7 +46,7 @@ def tokens_of(
     channels = features.shape[1] if is_map else features.shape[2]
     if channels != in_channels:
         raise ValueError(f"in_channels: expected the backbone's number of channels, {channels}, got {in_channels}")
-    check_dtype("backbone", features, "the model's weights", weights)
+    check_plain("backbone", features, classifier, GroupWiseLinear)
     tokens = features.flatten(2).transpose(1, 2) if is_map else features
     if tokens.shape[1] == 0:
         raise ValueError(f"backbone: expected at least one place from it, got {tuple(features.shape)}")

@@ -230,7 +230,7 @@ class LatentContext(nn.Module):
                 check_mask("hide", hide, "target", target)
         shown = self._check_partial(target, hide) if return_partial else None
 
-        tokens, _ = tokens_of(self.backbone(images), self.in_channels, valid, weights=self.class_map.weight)
+        tokens, _ = tokens_of(self.backbone(images), self.in_channels, valid, classifier=self.classifier)
         scores = self.class_map(tokens).transpose(1, 2)
         attention = softmax_over(scores, None if valid is None else valid.unsqueeze(1))
         tokens = self.norm(self.projection(tokens))

@@ -202,7 +202,7 @@ class OPRL(nn.Module):
 
     def _tokens(self, features: Tensor, valid: Tensor | None) -> Tensor:
         """Return encoded tokens (B, N, D) of a map or of tokens."""
-        tokens, size = tokens_of(features, self.in_channels, valid, weights=self.purification.score.weight)
+        tokens, size = tokens_of(features, self.in_channels, valid, classifier=self.classifier)
         if self.positions:
             if size is None:
                 raise ValueError("positions: expected a map (B, D, H, W) from the backbone, got tokens without places")
@@ -224,7 +224,7 @@ def _make_encoder(channels: int, layers: int, heads: int, width: int, dropout: f
     ):
         raise ValueError(f"encoder_heads: expected a divisor of in_channels, {channels}, got {heads}")
     check_integer("encoder_width", width, minimum=1)
-    check_number("encoder_dropout", dropout, minimum=0.0, maximum=1.0)
+    dropout = check_number("encoder_dropout", dropout, minimum=0.0, maximum=1.0)
     return nn.ModuleList(
         nn.TransformerEncoderLayer(channels, heads, width, dropout, batch_first=True) for _ in range(layers)
     )

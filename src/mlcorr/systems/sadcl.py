@@ -205,7 +205,7 @@ class SADCL(nn.Module):
         """
         check_places(valid, images)
         check_flag("embed", embed)
-        tokens, size = tokens_of(self.backbone(images), self.in_channels, valid, weights=self.classifier.weight)
+        tokens, size = tokens_of(self.backbone(images), self.in_channels, valid, classifier=self.classifier)
         tokens = self.input_projection(tokens)
         places = None
         if self.positions and size is not None:
