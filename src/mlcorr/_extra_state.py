@@ -15,12 +15,14 @@ def encoded(content: dict[str, Any]) -> Tensor:
     return torch.tensor(list(json.dumps(content).encode()), dtype=torch.uint8, device="cpu")
 
 
-def decoded(state: object) -> dict[str, Any]:
-    """Return the content again, if ``state`` is what ``encoded`` returned."""
+def decoded(state: object, *keys: str) -> dict[str, Any]:
+    """Return the content again, if ``state`` is what ``encoded`` returned, with all of ``keys`` in it."""
     content = None
-    if isinstance(state, Tensor) and state.dtype == torch.uint8:
-        with contextlib.suppress(ValueError):  # no JSON, or no text
+    if isinstance(state, Tensor) and state.dtype == torch.uint8 and not state.is_meta:
+        with contextlib.suppress(ValueError, RecursionError):  # no JSON, or no text
             content = json.loads(bytes(state.flatten().cpu().tolist()))
-    if isinstance(content, dict):
-        return content
-    raise ValueError("_extra_state: expected bytes of JSON, as state_dict() has them")
+    if not isinstance(content, dict):
+        raise ValueError("_extra_state: expected bytes of JSON in a tensor, as get_extra_state gives")
+    if not content.keys() >= set(keys):
+        raise ValueError(f"_extra_state: expected {', '.join(keys)} in it, as get_extra_state gives")
+    return content

@@ -30,6 +30,25 @@ def in_autocast(tensor: torch.Tensor) -> bool:
     return known and torch.is_autocast_enabled(device_type)
 
 
+def check_dtype(name: str, value: torch.Tensor, other_name: str, other: torch.Tensor) -> None:
+    """Raise unless ``value`` and ``other`` have one device and, if autocast does not see to it, one dtype."""
+    if value.device != other.device:
+        raise ValueError(f"{name}: expected the device of {other_name}, {other.device}, got {value.device}")
+    if value.dtype == other.dtype:
+        return
+    if torch.float64 in (value.dtype, other.dtype) or not in_autocast(value):  # autocast leaves float64 as it is
+        raise TypeError(f"{name}: expected the dtype of {other_name}, {other.dtype}, got {value.dtype}")
+
+
+def check_plain(name: str, value: torch.Tensor, part: torch.nn.Module, kind: type[torch.nn.Module]) -> None:
+    """Raise where ``part`` is a ``kind`` with a plain weight of another device or dtype than ``value``.
+
+    What wraps it, or stands in its place, such as a sharded or a quantized one, may do with others.
+    """
+    if type(part) is kind and type(part.weight) is torch.nn.Parameter:
+        check_dtype(name, value, "the weights", part.weight)
+
+
 def half_difference(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """Return (a − b)/2, which does not overflow."""
     return torch.sub(0.5 * a, b, alpha=0.5)

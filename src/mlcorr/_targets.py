@@ -4,24 +4,31 @@ from __future__ import annotations
 
 import torch
 
-from mlcorr._checks import check_same, check_tensor
+from mlcorr._checks import FLOATING, check_same, check_tensor
 
 _UNSIGNED = (torch.bool, torch.uint8)
-_SIGNED = (torch.int8, torch.int16, torch.int32, torch.int64)
-_FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-_DTYPES = (*_UNSIGNED, *_SIGNED, *_FLOATING)
+_DTYPES = (*_UNSIGNED, torch.int8, torch.int16, torch.int32, torch.int64, *FLOATING)
+_NOT_COMPARED = (  # by PyTorch, which converts them
+    torch.uint16,
+    torch.uint32,
+    torch.uint64,
+    torch.float8_e4m3fn,
+    torch.float8_e4m3fnuz,
+    torch.float8_e5m2,
+    torch.float8_e5m2fnuz,
+)
 
 
 def check_target(name: str, value: object, other_name: str, other: torch.Tensor) -> torch.Tensor:
-    """Return ``value`` if it is a real tensor of the shape and device of ``other``.
+    """Return ``value`` if it is a dense tensor of real numbers of the shape and device of ``other``.
 
     It comes back in float32 if it is of a dtype, such as uint16 or float8, that PyTorch cannot compare numbers of.
     """
     target = check_tensor(name, value)
-    if target.is_complex():
+    if target.dtype not in (*_DTYPES, *_NOT_COMPARED):
         raise TypeError(f"{name}: expected a bool, integer or floating-point tensor, got {target.dtype}")
     check_same(name, target, other_name, other)
-    return target if target.dtype in _DTYPES else target.float()
+    return target.float() if target.dtype in _NOT_COMPARED else target
 
 
 def split_target(target: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor | None]:

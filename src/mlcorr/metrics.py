@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import operator
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, SupportsIndex, TypeAlias, cast
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from mlcorr._checks import check_choice, check_floating, check_number
+from mlcorr._checks import check_choice, check_data, check_floating, check_integer, check_number, check_tensor, kind_of
 from mlcorr._targets import check_target
 
 Array: TypeAlias = torch.Tensor | npt.NDArray[Any]
@@ -294,7 +294,7 @@ def _probability(score: torch.Tensor, inputs: Inputs) -> torch.Tensor:
 def _read(scores: object, targets: object) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return scores in float32 or float64 without NaN, and which entries are positive and which known."""
     score, target = _tensor("scores", scores), _tensor("targets", targets)
-    score = check_floating("scores", score, min_dim=0)
+    score = check_floating("scores", score, min_dim=0, any_bits=True)
     if score.dim() != 2:
         raise ValueError(f"scores: expected shape (N, C), got {tuple(score.shape)}")
     if not isinstance(targets, torch.Tensor):  # arrays have no device: they follow the tensor
@@ -302,6 +302,7 @@ def _read(scores: object, targets: object) -> tuple[torch.Tensor, torch.Tensor, 
     elif not isinstance(scores, torch.Tensor):
         score = score.to(target.device)
     target = check_target("targets", target, "scores", score)
+    check_data("scores", score)
     score = score.detach()
     if score.dtype != torch.float64:
         score = score.float()
@@ -317,24 +318,25 @@ def _read_threshold(threshold: object, score: torch.Tensor) -> float | torch.Ten
 
 
 def _read_top_k(top_k: object) -> int:
-    if isinstance(top_k, bool) or not hasattr(top_k, "__index__") or isinstance(top_k, (torch.Tensor, np.ndarray)):
-        raise TypeError(f"top_k: expected an integer, got {top_k!r} of type {type(top_k).__name__}")
-    count = operator.index(top_k)
-    if count < 1:
-        raise ValueError(f"top_k: expected an integer >= 1, got {count}")
-    return count
+    if isinstance(top_k, (bool, torch.Tensor, np.ndarray)):
+        raise TypeError(f"top_k: expected an integer, got {kind_of(top_k)}")
+    try:
+        count = operator.index(cast(SupportsIndex, top_k))
+    except TypeError as error:
+        raise TypeError(f"top_k: expected an integer, got {kind_of(top_k)}") from error
+    return check_integer("top_k", count, minimum=1)
 
 
 def _read_per_class(name: str, value: object, score: torch.Tensor) -> torch.Tensor:
-    tensor = check_floating(name, _tensor(name, value), min_dim=0).detach()
+    tensor = check_floating(name, _tensor(name, value), min_dim=0, any_bits=True).detach()
     if tensor.shape != score.shape[1:]:
         raise ValueError(f"{name}: expected shape {tuple(score.shape[1:])}, one per class, got {tuple(tensor.shape)}")
-    return tensor
+    return check_data(name, tensor)
 
 
 def _tensor(name: str, value: object) -> torch.Tensor:
     if isinstance(value, torch.Tensor):
-        return value
+        return check_tensor(name, value)
     if not isinstance(value, np.ndarray):
         raise TypeError(f"{name}: expected a torch.Tensor or numpy.ndarray, got {type(value).__name__}")
     try:  # a copy in native byte order: torch takes neither foreign ones nor negative strides

@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from mlcorr._checks import check_choice, check_floating, check_integer
+from mlcorr._checks import check_choice, check_data, check_floating, check_integer, check_tensor
 from mlcorr._distributed import gather_rows
 from mlcorr._targets import check_target
 from mlcorr.metrics import Array, Empty, Inputs, Rule, multilabel_scores
@@ -62,9 +62,9 @@ class _Evaluation(Metric):
         self.inputs = inputs
         self.rule = rule
         # Tensors among them are no buffers: a model that is made half precision would round thresholds.
-        self.threshold = _kept(threshold)
+        self.threshold = _kept("threshold", threshold)
         self.top_k = top_k
-        self.prevalence = _kept(prevalence)
+        self.prevalence = _kept("prevalence", prevalence)
         self.empty = empty
         self._evaluate(*self._nothing())  # checks the options, as every evaluation does
         self.add_state("scores", default=[], dist_reduce_fx="cat")
@@ -143,7 +143,7 @@ class _Evaluation(Metric):
         return torch.tensor(values, dtype=dtype, device=self.device).unbind()
 
     def _check(self, scores: object, targets: object) -> Tensor:
-        score = check_floating("scores", scores, min_dim=0)
+        score = check_floating("scores", scores, min_dim=0, any_bits=True)
         if score.dim() != 2 or score.shape[1] != self.num_labels:
             raise ValueError(f"scores: expected shape (N, {self.num_labels}), got {tuple(score.shape)}")
         target = check_target("targets", targets, "scores", score)
@@ -279,8 +279,8 @@ class MultilabelScore(_Evaluation):
         return f"score={self.score!r}, {super().extra_repr()}"
 
 
-def _kept(value: float | Array | None) -> Any:
+def _kept(name: str, value: float | Array | None) -> Any:
     """Return a copy of ``value`` that neither moves nor is rounded with the model it is in."""
     if isinstance(value, Tensor):
-        return value.detach().cpu().clone()
+        return check_data(name, check_tensor(name, value)).detach().cpu().clone()
     return value.copy() if isinstance(value, np.ndarray) else value

@@ -86,7 +86,7 @@ def test_published_format(tmp_path: Path) -> None:
         LabelGroups.load(tmp_path / "own.json", dis=dis)
     for wrong in ('[{"0": 0, "2": 1}]', '[{"0": 0}, {"0": 0}]', '[{"cup": 0}]', "[1]", "[]", '{"0": 0}'):
         dis.write_text(wrong)
-        with pytest.raises(ValueError, match=r"^path: .*dis\.json"):
+        with pytest.raises(ValueError, match=r"^dis: .*dis\.json"):
             LabelGroups.load(co, dis=dis)
 
 

@@ -7,10 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mlcorr._checks import check_number, check_tensor
-from mlcorr.grouping.cooccurrence import entries_of
-
-_COMPLEX = (torch.complex32, torch.complex64, torch.complex128)
+from mlcorr._checks import check_data, check_number, check_tensor
+from mlcorr.grouping.cooccurrence import DTYPES, entries_of
 
 
 def affinity(counts: Tensor, label_counts: Tensor, tau: float = 2.0) -> Tensor:
@@ -55,8 +53,8 @@ def affinity(counts: Tensor, label_counts: Tensor, tau: float = 2.0) -> Tensor:
                 [0.7500, 0.0000, 0.6250],
                 [0.0000, 0.6250, 0.0000]], dtype=torch.float64)
     """
-    counts = check_tensor("counts", counts)
-    label_counts = check_tensor("label_counts", label_counts)
+    counts = check_tensor("counts", counts, sparse=True)
+    label_counts = check_tensor("label_counts", label_counts, sparse=True)
     power = 1 / check_number("tau", tau, minimum=0.0, exclusive=True)
     _check(counts, label_counts)
     if counts.layout == torch.strided:
@@ -98,7 +96,7 @@ def normalized_cut(affinity: Tensor, groups: Tensor) -> float:
         >>> normalized_cut(m, torch.tensor([0, 0, 1]))  # 1 - 6/7, and 1 - 0/1
         1.1428571428571428
     """
-    affinity = check_tensor("affinity", affinity)
+    affinity = check_tensor("affinity", affinity, sparse=True).detach()
     groups = check_tensor("groups", groups)
     _check(affinity, groups, ("affinity", "groups"))
     if groups.dim() != 1:
@@ -145,14 +143,19 @@ def symmetric(row: Tensor, column: Tensor, half: Tensor, size: int) -> Any:
 
 def _check(table: Tensor, labels: Tensor, names: tuple[str, str] = ("counts", "label_counts")) -> None:
     for name, tensor in zip(names, (table, labels), strict=True):
-        if tensor.dtype in _COMPLEX:
-            raise TypeError(f"{name}: expected a real tensor, got {tensor.dtype}")
+        check_data(name, tensor)
+        if tensor.dtype not in DTYPES:
+            raise TypeError(f"{name}: expected a bool, integer or floating-point tensor, got {tensor.dtype}")
         if tensor.layout not in (torch.strided, torch.sparse_coo, torch.sparse_csr):
             raise ValueError(f"{name}: expected a dense, sparse COO or sparse CSR tensor, got {tensor.layout}")
+        if tensor.layout == torch.sparse_coo and tensor.dense_dim():
+            raise ValueError(f"{name}: expected sparse dimensions alone, got {tensor.dense_dim()} dense ones")
     if table.dim() != 2 or table.shape[0] != table.shape[1]:
         raise ValueError(f"{names[0]}: expected the shape (C, C), got {tuple(table.shape)}")
     if labels.shape not in (table.shape, table.shape[:1]):
         raise ValueError(f"{names[1]}: expected one a label, C = {table.shape[0]}, got {tuple(labels.shape)}")
+    if labels.dim() == 1 and labels.layout != torch.strided:
+        raise ValueError(f"{names[1]}: expected a dense tensor of the shape (C,), got {labels.layout}")
     if labels.dim() == 2 and (labels.layout == torch.strided) != (table.layout == torch.strided):
         raise ValueError(f"{names[1]}: expected the layout of {names[0]}, {table.layout}, got {labels.layout}")
     if labels.device != table.device:

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from mlcorr._checks import check_choice, check_integer
+from mlcorr._checks import FLOATING, check_choice, check_flag, check_integer, check_tensor
 from mlcorr._distributed import check_group, gather_rows, global_sum
 from mlcorr._loading import WholeState
 from mlcorr._precision import no_autocast
@@ -22,7 +22,7 @@ _DENSE_LABELS = 2048  # two (C, C) tables of int64 are then 64 MiB
 _UNSIGNED = (torch.bool, torch.uint8)
 _SIGNED = (torch.int8, torch.int16, torch.int32, torch.int64)
 _FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-_DTYPES = (*_UNSIGNED, *_SIGNED, *_FLOATING)
+DTYPES = (*_UNSIGNED, *_SIGNED, *_FLOATING)
 _CHUNK = 2**22  # pairs, or entries of a float32 batch, that are formed at a time
 _WAITING = 2**14  # small tensors of new pairs that may wait for merging
 _EXACT_ROWS = 2**24  # sums of ones that float32 holds exactly
@@ -110,7 +110,7 @@ class LabelCooccurrence(WholeState):
             TypeError: ``targets`` is no real tensor.
             ValueError: Its shape, layout or device does not fit.
         """
-        if hasattr(targets, "tocsr"):
+        if not isinstance(targets, Tensor) and callable(getattr(targets, "tocsr", None)):
             targets = _from_scipy(targets, self.present.device)
         self._check(targets)
         if targets.layout == torch.strided:
@@ -124,7 +124,7 @@ class LabelCooccurrence(WholeState):
     @torch.no_grad()
     def counts(self, *, sparse: bool | None = None) -> LabelCounts:
         """Return all counts; the tables as sparse COO tensors with ``sparse=True``, None being as they are stored."""
-        sparse = self.storage == "sparse" if sparse is None else sparse
+        sparse = self.storage == "sparse" if sparse is None else check_flag("sparse", sparse)
         if not sparse:
             upper = self.together.matrix()
             together = upper + upper.T + torch.diag(self.present)
@@ -150,6 +150,9 @@ class LabelCooccurrence(WholeState):
         is 0, the diagonal of any other row is 1. With ``sparse=True`` A is a sparse COO tensor, and nothing of size
         C·C is formed; None is as the counts are stored.
         """
+        if not isinstance(dtype, torch.dtype) or dtype not in FLOATING:
+            found = dtype if isinstance(dtype, torch.dtype) else type(dtype).__name__
+            raise TypeError(f"dtype: expected a floating-point torch.dtype of 16, 32 or 64 bits, got {found}")
         counts = self.counts(sparse=sparse)
         if not counts.together.is_sparse:
             return (counts.together.double() / counts.known.clamp(min=1).double()).to(dtype)
@@ -210,9 +213,10 @@ class LabelCooccurrence(WholeState):
         return f"num_labels={self.num_labels}, storage={self.storage!r}"
 
     def _check(self, targets: object) -> None:
-        if not isinstance(targets, Tensor) or targets.dtype not in _DTYPES:
+        if not isinstance(targets, Tensor) or targets.dtype not in DTYPES:
             kind = targets.dtype if isinstance(targets, Tensor) else type(targets).__name__
             raise TypeError(f"targets: expected a bool, integer or floating-point tensor, got {kind}")
+        check_tensor("targets", targets, sparse=True)
         if targets.layout not in (torch.strided, torch.sparse_coo, torch.sparse_csr):
             raise ValueError(f"targets: expected a dense, sparse COO or sparse CSR tensor, got {targets.layout}")
         wanted = "(..., C)" if targets.layout == torch.strided else "(N, C)"
@@ -391,7 +395,10 @@ def _from_scipy(matrix: Any, device: torch.device) -> Tensor:
     """Return a SciPy sparse matrix, of which only its own methods are used, as a COO tensor."""
     matrix = matrix.tocsr().tocoo()
     index = torch.stack([torch.from_numpy(axis.astype("int64")) for axis in (matrix.row, matrix.col)])
-    values = torch.from_numpy(matrix.data.copy())
+    try:
+        values = torch.from_numpy(matrix.data.copy())
+    except TypeError as error:
+        raise TypeError(f"targets: expected numbers that PyTorch has, got {matrix.data.dtype}") from error
     return torch.sparse_coo_tensor(index, values, matrix.shape, device=device, check_invariants=True)
 
 

@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from mlcorr._checks import check_choice, check_integer, check_number, check_sequence, check_tensor
+from mlcorr._checks import check_choice, check_data, check_integer, check_number, check_sequence, check_tensor, kind_of
 
 Relation: TypeAlias = Literal["co", "dis"]
 RELATIONS: tuple[Relation, ...] = ("co", "dis")
@@ -128,7 +128,7 @@ class LabelGroups:
             "co": self.co.tolist(),
             "dis": self.dis.tolist(),
         }
-        path = Path(path).resolve()  # a link stays one
+        path = _path("path", path).resolve()  # a link stays one
         temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.part")
         file = open(temporary, "x", encoding="utf-8")  # noqa: SIM115  (with the rights of any new file)
         try:
@@ -166,12 +166,12 @@ class LabelGroups:
             ValueError: The file is of neither format, or for other labels than ``names``.
             OSError: It cannot be read.
         """
-        content = _read(path)
+        content = _read("path", path)
         if isinstance(content, list):
             if dis is None:
                 raise ValueError(f"dis: {path} holds one relation; expected the file of the dis-occurrence groups too")
-            other = _read(dis)
-            parts = [_published(path, content), _published(dis, other)]
+            other = _read("dis", dis)
+            parts = [_published("path", path, content), _published("dis", dis, other)]
             count = max(len(content), len(other))
             own = check_names("file_names", names if file_names is None else file_names, len(parts[0]))
             groups = cls(parts[0], parts[1], own, count, method="published")
@@ -207,7 +207,7 @@ def check_names(name: str, names: Sequence[str] | None, num_labels: int | None) 
     given = tuple(str(each) if isinstance(each, str) else each for each in check_sequence(name, names))
     for each in given:
         if not isinstance(each, str):
-            raise TypeError(f"{name}: expected strings, got {each!r} of type {type(each).__name__}")
+            raise TypeError(f"{name}: expected strings, got {kind_of(each)}")
     if num_labels is not None and len(given) != num_labels:
         raise ValueError(f"{name}: expected {num_labels} names, one a label, got {len(given)}")
     if len(set(given)) != len(given):
@@ -217,7 +217,7 @@ def check_names(name: str, names: Sequence[str] | None, num_labels: int | None) 
 
 
 def _checked(relation: str, groups: object, num_groups: int) -> Tensor:
-    tensor = check_tensor(relation, groups)
+    tensor = check_data(relation, check_tensor(relation, groups))
     if tensor.dtype not in _INTEGERS:
         raise TypeError(f"{relation}: expected an integer tensor, got {tensor.dtype}")
     if tensor.dim() != 1 or len(tensor) == 0:
@@ -229,11 +229,26 @@ def _checked(relation: str, groups: object, num_groups: int) -> Tensor:
     return tensor
 
 
-def _read(path: str | os.PathLike[str]) -> Any:
+def _path(name: str, path: object) -> Path:
+    """Return ``path`` if it can be one of a file."""
+    if not isinstance(path, (str, os.PathLike)):
+        raise TypeError(f"{name}: expected a path, got {type(path).__name__}")
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8-sig"))
+        found = Path(path)
+        os.fsencode(found)
+    except (TypeError, ValueError) as error:  # of bytes, or of what is no character
+        raise ValueError(f"{name}: expected a path, got {path!r}: {error}") from error
+    if "\0" in str(found):
+        raise ValueError(f"{name}: expected a path, got {path!r}")
+    return found
+
+
+def _read(name: str, path: object) -> Any:
+    file = _path(name, path)
+    try:
+        return json.loads(file.read_text(encoding="utf-8-sig"))
     except (ValueError, RecursionError) as error:  # no JSON, or no text at all
-        raise ValueError(f"path: {path} is no JSON file: {error}") from error
+        raise ValueError(f"{name}: {path} is no JSON file: {error}") from error
 
 
 def _own(path: str | os.PathLike[str], content: Any) -> dict[str, Any]:
@@ -253,17 +268,17 @@ def _own(path: str | os.PathLike[str], content: Any) -> dict[str, Any]:
     return found
 
 
-def _published(path: str | os.PathLike[str], content: Any) -> Tensor:
+def _published(name: str, path: str | os.PathLike[str], content: Any) -> Tensor:
     """Groups (C,) of the published format."""
     if not isinstance(content, list) or not all(isinstance(group, dict) for group in content):
-        raise ValueError(f"path: {path} holds no label groups of the published format, a list of objects")
+        raise ValueError(f"{name}: {path} holds no label groups of the published format, a list of objects")
     try:
         pairs = [(int(label), number) for number, group in enumerate(content) for label in group]
     except ValueError as error:
-        raise ValueError(f"path: {path}: expected label numbers as keys: {error}") from error
+        raise ValueError(f"{name}: {path}: expected label numbers as keys: {error}") from error
     groups = dict(pairs)
     if not pairs or len(groups) != len(pairs) or set(groups) != set(range(len(pairs))):
-        raise ValueError(f"path: {path}: expected every label from 0 to C - 1 in exactly one group")
+        raise ValueError(f"{name}: {path}: expected every label from 0 to C - 1 in exactly one group")
     return torch.tensor([groups[label] for label in range(len(pairs))], device="cpu")
 
 

@@ -27,6 +27,7 @@ Solver: TypeAlias = Literal["auto", "dense", "operator"]
 _SOLVERS: tuple[Solver, ...] = ("auto", "dense", "operator")
 _DENSE_LABELS = 1024
 _GAPS = 21  # eigenvalues in which "auto" looks for a gap
+_EXTRA = ("names", "num_groups", "found")  # of the extra state
 
 
 class SpectralLabelGrouping(WholeState):
@@ -109,8 +110,12 @@ class SpectralLabelGrouping(WholeState):
     ) -> None:
         super().__init__()
         self.num_labels = check_integer("num_labels", num_labels, minimum=1)
-        self.auto_groups = num_groups == "auto"
-        wanted = 1 if num_groups == "auto" else check_integer("num_groups", num_groups, minimum=1)
+        self.auto_groups = isinstance(num_groups, str) and num_groups == "auto"
+        wanted = (
+            1
+            if isinstance(num_groups, str) and num_groups == "auto"
+            else check_integer("num_groups", num_groups, minimum=1)
+        )
         if wanted > self.num_labels:
             warnings.warn(
                 f"num_groups: {wanted} groups for {num_labels} labels; each label is a group of its own, and there are "
@@ -239,7 +244,7 @@ class SpectralLabelGrouping(WholeState):
 
     def set_extra_state(self, state: Tensor) -> None:
         """Take over what ``get_extra_state`` gave."""
-        content = decoded(state)
+        content = decoded(state, *_EXTRA)
         self.names = self.names or tuple(content.get("names") or ()) or None
         self.num_groups, found = content["num_groups"], content.get("found")
         self._found = found and (found[0], *(math.nan if number is None else number for number in found[1:]))
@@ -273,7 +278,7 @@ class SpectralLabelGrouping(WholeState):
         extra = state_dict.get(f"{prefix}_extra_state")
         if extra is None:
             return None
-        content = decoded(extra)
+        content = decoded(extra, *_EXTRA)
         names = content.get("names")
         if self.names and names and tuple(names) != self.names:
             same = set(names) == set(self.names)
@@ -343,6 +348,10 @@ class SpectralLabelGrouping(WholeState):
         if features.shape[-2] != size:
             raise ValueError(
                 f"{name}: expected the shape (..., {letter}, D), {letter} = {size}, got {tuple(features.shape)}"
+            )
+        if features.device != self.co_groups.device:
+            raise ValueError(
+                f"{name}: expected the device of the groups, {self.co_groups.device}, got {features.device}"
             )
 
 

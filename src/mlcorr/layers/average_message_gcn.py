@@ -12,7 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mlcorr._checks import (
+    FLOATING,
     check_choice,
+    check_data,
+    check_flag,
     check_floating,
     check_integer,
     check_number,
@@ -20,12 +23,13 @@ from mlcorr._checks import (
     check_tensor,
 )
 from mlcorr._loading import WholeState
-from mlcorr._precision import compute_dtype, in_autocast, no_autocast
+from mlcorr._precision import check_dtype, compute_dtype, in_autocast, no_autocast
 
 Message: TypeAlias = Literal["cooccurrence", "average"]
 Diagonal: TypeAlias = Literal["one", "zero", "counts"]
 _MESSAGES: tuple[Message, ...] = ("cooccurrence", "average")
 _DIAGONALS: tuple[Diagonal, ...] = ("one", "zero", "counts")
+_STEEPEST = torch.finfo(torch.float32).max  # PyTorch takes no slope beyond
 _LARGE = 1024.0  # messages up to it go into a product of half precision as they are
 _SPARSE_LAYOUTS = (torch.sparse_coo, torch.sparse_csr)
 
@@ -160,9 +164,9 @@ class AverageMessageGCN(WholeState):
             check_choice("schedule", message, _MESSAGES)
         check_choice("diagonal", diagonal, _DIAGONALS)
         self.diagonal = diagonal
-        self.final_activation = final_activation
-        self.negative_slope = check_number("negative_slope", negative_slope, minimum=0.0)
-        self.residual = residual
+        self.final_activation = check_flag("final_activation", final_activation)
+        self.negative_slope = check_number("negative_slope", negative_slope, minimum=0.0, maximum=_STEEPEST)
+        self.residual = check_flag("residual", residual)
         if self.num_labels == 2 and "average" in self.schedule:
             warnings.warn(
                 "num_labels: with 2 labels an 'average' layer makes the features of both equal, and only the residual "
@@ -184,7 +188,9 @@ class AverageMessageGCN(WholeState):
     @torch.no_grad()
     def set_cooccurrence(self, cooccurrence: Tensor) -> None:
         """Replace the adjacency (C, C), dense or sparse; it is copied to the dtype and device of the weights."""
-        a = check_floating("cooccurrence", check_tensor("cooccurrence", cooccurrence))
+        a = check_data("cooccurrence", check_tensor("cooccurrence", cooccurrence, min_dim=1, sparse=True))
+        if a.dtype not in FLOATING:
+            raise TypeError(f"cooccurrence: expected a floating-point tensor of 16, 32 or 64 bits, got {a.dtype}")
         if a.shape != (self.num_labels, self.num_labels):
             expected = (self.num_labels, self.num_labels)
             raise ValueError(f"cooccurrence: expected the shape (C, C) = {expected}, got {tuple(a.shape)}")
@@ -223,6 +229,7 @@ class AverageMessageGCN(WholeState):
         check_floating("x", x, min_dim=2)
         if x.shape[-2] != self.num_labels or x.shape[-1] != self.dim:
             raise ValueError(f"x: expected the shape (..., {self.num_labels}, {self.dim}), got {tuple(x.shape)}")
+        check_dtype("x", x, "the weights", self.weight)
         if not self.schedule:
             return x
         wide = h = x.to(compute_dtype(x))  # sums of messages outgrow half precision

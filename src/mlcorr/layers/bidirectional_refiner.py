@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from mlcorr._checks import check_choice, check_floating, check_integer, check_number, check_sequence
 from mlcorr._loading import WholeState
+from mlcorr._precision import check_plain
 
 RefinementPath: TypeAlias = Literal["representation", "category"]
 _PATHS: tuple[RefinementPath, ...] = ("representation", "category")
@@ -87,6 +88,7 @@ class BidirectionalRefiner(WholeState):
         check_floating("x", x, min_dim=2)
         if x.shape[-2] != self.num_labels or x.shape[-1] != self.dim:
             raise ValueError(f"x: expected the shape (..., {self.num_labels}, {self.dim}), got {tuple(x.shape)}")
+        check_plain("x", x, self.norm, nn.LayerNorm)
         u = self.norm(x)
         refined: list[Tensor] = []
         if self.representation is not None:

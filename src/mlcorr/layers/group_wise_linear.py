@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from mlcorr._checks import check_floating, check_integer
 from mlcorr._loading import WholeState
-from mlcorr._precision import in_autocast
+from mlcorr._precision import check_dtype
 
 
 def group_wise_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -43,15 +43,16 @@ def group_wise_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> 
     check_floating("weight", weight)
     if weight.shape != x.shape[-2:]:
         raise ValueError(f"weight: expected the shape (C, D) = {tuple(x.shape[-2:])} of x, got {tuple(weight.shape)}")
-    if weight.dtype != x.dtype and not in_autocast(x):
-        raise TypeError(f"weight: expected the dtype of x, {x.dtype}, got {weight.dtype}")
+    check_dtype("weight", weight, "x", x)
     # A matrix product and no sum of products: in half precision it accumulates in float32.
-    logits = torch.einsum("...cd,cd->...c", x, weight)
     if bias is None:
-        return logits
+        return torch.einsum("...cd,cd->...c", x, weight)
     check_floating("bias", bias)
     if bias.shape != weight.shape[:1]:
         raise ValueError(f"bias: expected the shape (C,) = {tuple(weight.shape[:1])}, got {tuple(bias.shape)}")
+    if bias.device != x.device:
+        raise ValueError(f"bias: expected the device of x, {x.device}, got {bias.device}")
+    logits = torch.einsum("...cd,cd->...c", x, weight)
     return logits + bias.to(logits.dtype)
 
 
@@ -92,6 +93,7 @@ class GroupWiseLinear(WholeState):
         check_floating("x", x, min_dim=2)
         if x.shape[-2:] != self.weight.shape:
             raise ValueError(f"x: expected the shape (..., {self.num_labels}, {self.dim}), got {tuple(x.shape)}")
+        check_dtype("x", x, "the weights", self.weight)
         return group_wise_linear(x, self.weight, self.bias)
 
     def extra_repr(self) -> str:

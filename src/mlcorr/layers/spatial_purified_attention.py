@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from mlcorr._checks import check_boolean, check_broadcastable, check_floating, check_integer, check_number
 from mlcorr._loading import WholeState
-from mlcorr._precision import compute_dtype, no_autocast
+from mlcorr._precision import check_plain, compute_dtype, no_autocast
 
 _Count = TypeVar("_Count", int, Tensor)
 _STEPS = 10**12  # tau is read as a whole number of these steps
@@ -293,6 +293,7 @@ class SpatialPurifiedAttention(WholeState):
                 f"features: expected (B, {self.in_channels}, H, W) or (B, N, {self.in_channels}) with at least one "
                 f"position, got shape {tuple(features.shape)}"
             )
+        check_plain("features", features, self.transform, nn.Linear)
         return tokens
 
 

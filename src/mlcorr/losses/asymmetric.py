@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mlcorr._checks import check_broadcastable, check_choice, check_floating, check_number
+from mlcorr._checks import check_broadcastable, check_choice, check_factor, check_flag, check_floating, check_number
 from mlcorr._loading import WholeState
 from mlcorr._precision import compute_dtype, no_autocast
 from mlcorr._reduction import REDUCTIONS, Reduction, reduce
@@ -66,15 +66,11 @@ def asymmetric_loss(
         >>> asymmetric_loss(torch.tensor([[2.0, -1.0, 0.5]]), torch.tensor([[1, 0, -1]]))
         tensor(0.0157)
     """
-    check_choice("inputs", inputs, ("logits", "probabilities"))
-    check_choice("reduction", reduction, REDUCTIONS)
-    gamma_neg = check_number("gamma_neg", gamma_neg, minimum=0.0)
-    gamma_pos = check_number("gamma_pos", gamma_pos, minimum=0.0)
-    clip = check_number("clip", clip, minimum=0.0, maximum=1.0)
+    gamma_neg, gamma_pos, clip = _check_configuration(gamma_neg, gamma_pos, clip, detach_focal, inputs, reduction)
     check_floating("input", input)
     check_target("target", target, "input", input)
     for name, factor in (("weight", weight), ("pos_weight", pos_weight)):
-        if factor is not None:
+        if check_factor(name, factor) is not None:
             check_broadcastable(name, factor, "input", input)
 
     dtype = compute_dtype(input)
@@ -132,16 +128,14 @@ class AsymmetricLoss(WholeState):
         pos_weight: Tensor | None = None,
     ) -> None:
         super().__init__()
-        check_choice("inputs", inputs, ("logits", "probabilities"))
-        check_choice("reduction", reduction, REDUCTIONS)
-        self.gamma_neg = check_number("gamma_neg", gamma_neg, minimum=0.0)
-        self.gamma_pos = check_number("gamma_pos", gamma_pos, minimum=0.0)
-        self.clip = check_number("clip", clip, minimum=0.0, maximum=1.0)
+        self.gamma_neg, self.gamma_pos, self.clip = _check_configuration(
+            gamma_neg, gamma_pos, clip, detach_focal, inputs, reduction
+        )
         self.detach_focal = detach_focal
         self.inputs = inputs
         self.reduction = reduction
-        self.register_buffer("weight", weight)
-        self.register_buffer("pos_weight", pos_weight)
+        self.register_buffer("weight", check_factor("weight", weight))
+        self.register_buffer("pos_weight", check_factor("pos_weight", pos_weight))
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """Return the loss; see :func:`mlcorr.functional.asymmetric_loss`."""
@@ -164,3 +158,17 @@ class AsymmetricLoss(WholeState):
             f"gamma_neg={self.gamma_neg:g}, gamma_pos={self.gamma_pos:g}, clip={self.clip:g}, "
             f"detach_focal={self.detach_focal}, inputs={self.inputs!r}, reduction={self.reduction!r}"
         )
+
+
+def _check_configuration(
+    gamma_neg: float, gamma_pos: float, clip: float, detach_focal: bool, inputs: Inputs, reduction: Reduction
+) -> tuple[float, float, float]:
+    """Check all that is no tensor, and return the numbers of it."""
+    check_choice("inputs", inputs, ("logits", "probabilities"))
+    check_choice("reduction", reduction, REDUCTIONS)
+    check_flag("detach_focal", detach_focal)
+    return (
+        check_number("gamma_neg", gamma_neg, minimum=0.0),
+        check_number("gamma_pos", gamma_pos, minimum=0.0),
+        check_number("clip", clip, minimum=0.0, maximum=1.0),
+    )

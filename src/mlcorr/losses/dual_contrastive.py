@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from mlcorr._checks import check_choice, check_floating, check_integer, check_number, check_same
+from mlcorr._checks import check_choice, check_flag, check_floating, check_integer, check_number, check_same
 from mlcorr._distributed import check_group, copy_sharing_group, gather_rows, global_sum
 from mlcorr._loading import WholeState
 from mlcorr._precision import compute_dtype
@@ -135,6 +135,7 @@ class DualContrastiveLoss(WholeState):
         self.bank_warmup_steps = check_integer("bank_warmup_steps", bank_warmup_steps, minimum=0)
         self.max_active = None if max_active is None else check_integer("max_active", max_active, minimum=1)
         self.group = check_group("group", group)
+        check_flag("own_prototypes", own_prototypes)
         self.bank: MemoryBank | None = None
         if bank is not None:
             check_choice("bank", bank, ("per_label", "global"))

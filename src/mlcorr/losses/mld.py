@@ -9,7 +9,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mlcorr._autograd import fixed_signature
-from mlcorr._checks import check_broadcastable, check_choice, check_floating, check_mask, check_number, check_same
+from mlcorr._checks import (
+    check_broadcastable,
+    check_choice,
+    check_factor,
+    check_floating,
+    check_mask,
+    check_number,
+    check_same,
+)
 from mlcorr._loading import WholeState
 from mlcorr._precision import compute_dtype, half_difference, no_autocast
 from mlcorr._reduction import REDUCTIONS, Reduction, reduce
@@ -72,7 +80,7 @@ def mld_loss(
     check_same("teacher", teacher, "student", student)
     if mask is not None:
         check_mask("mask", mask, "student", student)
-    if weight is not None:
+    if check_factor("weight", weight) is not None:
         check_broadcastable("weight", weight, "student", student)
     dtype = compute_dtype(student, teacher)
     if inputs == "logits":
@@ -126,7 +134,7 @@ class MLDLoss(WholeState):
         self.temperature = _check_configuration(temperature, inputs, reduction)
         self.inputs = inputs
         self.reduction = reduction
-        self.register_buffer("weight", weight)
+        self.register_buffer("weight", check_factor("weight", weight))
 
     def forward(self, student: Tensor, teacher: Tensor, mask: Tensor | None = None) -> Tensor:
         """Return the loss; see :func:`mlcorr.functional.mld_loss`."""

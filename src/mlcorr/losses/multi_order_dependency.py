@@ -9,7 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mlcorr._checks import check_choice, check_floating, check_integer, check_mask, check_number, check_same
+from mlcorr._checks import (
+    check_choice,
+    check_floating,
+    check_generator,
+    check_integer,
+    check_mask,
+    check_number,
+    check_same,
+)
 from mlcorr._distributed import check_group, copy_sharing_group
 from mlcorr._precision import compute_dtype
 from mlcorr._reduction import REDUCTIONS, Reduction
@@ -206,7 +214,7 @@ def _configure(
     if reduction == "none" and ranks is not None:
         raise ValueError("reduction: expected 'mean', 'sum' or 'batchmean' with a group, got 'none'")
     return norder.Settings(
-        _check_orders(orders),
+        norder.read_orders(orders),
         level,
         delta,
         batch_dependency,
@@ -217,21 +225,6 @@ def _configure(
         backend,
         ranks,
     )
-
-
-def _check_orders(orders: Iterable[int] | Mapping[int, float]) -> norder.Orders:
-    if isinstance(orders, str) or not isinstance(orders, Iterable):
-        raise TypeError(f"orders: expected integers >= 2 or a mapping from them to weights, got {orders!r}")
-    weighted = orders.items() if isinstance(orders, Mapping) else [(order, 1.0) for order in orders]
-    checked: dict[int, float] = {}
-    for order, weight in weighted:
-        number = check_integer("orders", order, minimum=2)
-        if number in checked:
-            raise ValueError(f"orders: expected each order once, got {number} again; use {{order: weight}}")
-        checked[number] = check_number(f"orders[{number}]", weight, minimum=0.0)
-    if not checked:
-        raise ValueError("orders: expected at least one order, got none")
-    return tuple(sorted(checked.items()))
 
 
 def check_pair(student: Tensor, teacher: Tensor, level: norder.Level) -> torch.dtype:
@@ -265,4 +258,5 @@ def _terms(
     check_pair(student, teacher, settings.level)
     if mask is not None:
         check_mask("mask", mask, "student", student)
+    check_generator("generator", generator, student.device)
     return norder.dependency_terms(student, teacher, mask, settings, generator)

@@ -113,8 +113,6 @@ def of_ranks(terms: ClassTerms) -> ClassTerms:
 def check_features(z: object, targets: object) -> None:
     """Raise unless ``z`` is a floating (B, L, D) and ``targets`` a real (B, L) on its device."""
     features = check_floating("z", z, min_dim=3)
-    if features.layout != torch.strided:
-        raise TypeError(f"z: expected a dense tensor, got {features.layout}")
     if features.dim() != 3 or features.shape[2] == 0:
         raise ValueError(f"z: expected the shape (B, L, D) with D >= 1, got {tuple(features.shape)}")
     check_target("targets", targets, "z without its last dimension", features[..., 0])

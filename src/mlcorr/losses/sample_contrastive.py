@@ -130,8 +130,6 @@ def sample_contrastive_terms(
 def check_vectors(name: str, value: object, labels_name: str, labels: object) -> None:
     """Raise unless ``value`` is a floating (rows, D) and ``labels`` an integer (rows,) on its device."""
     vectors = check_floating(name, value, min_dim=2)
-    if vectors.layout != torch.strided:
-        raise TypeError(f"{name}: expected a dense tensor, got {vectors.layout}")
     if vectors.dim() != 2 or vectors.shape[1] == 0:
         raise ValueError(f"{name}: expected the shape (rows, D) with D >= 1, got {tuple(vectors.shape)}")
     of = check_tensor(labels_name, labels)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from mlcorr._checks import is_collection
 from mlcorr._distributed import global_sum
 from mlcorr._precision import compute_dtype
 from mlcorr._targets import check_target
@@ -64,6 +65,20 @@ def _report(labels: Tensor, what: str) -> None:
     if indices:
         named = ", ".join(map(str, indices[:_NAMED])) + (", …" if len(indices) > _NAMED else "")
         warnings.warn(f"prototypes: {len(indices)} of {len(labels)} labels have {what}: {named}", stacklevel=4)
+
+
+def check_batches(batches: object) -> Iterator[Sequence[Tensor]]:
+    """Yield the batches, each a pair or a triple."""
+    if not is_collection(batches):
+        raise TypeError(f"batches: expected pairs (images, target), got {type(batches).__name__}")
+    for batch in batches:
+        if not isinstance(batch, (tuple, list)):
+            raise TypeError(
+                f"batches: expected pairs (images, target) or triples with valid, got {type(batch).__name__}"
+            )
+        if len(batch) not in (2, 3):
+            raise ValueError(f"batches: expected pairs (images, target) or triples with valid, got {len(batch)} in one")
+        yield batch
 
 
 @contextmanager

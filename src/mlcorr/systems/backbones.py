@@ -12,10 +12,11 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable
-from typing import cast
+from typing import TypeGuard, cast
 
 from torch import Tensor, nn
 
+from mlcorr._checks import check_floating, check_module, check_tensor
 from mlcorr._loading import WholeState
 from mlcorr.systems.vit import Parts, timm_parts, transformers_parts
 
@@ -143,12 +144,12 @@ class TransformersBackbone(_InParts):
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        _check_module(model)
+        check_module("model", model)
         config = getattr(model, "config", None)
         channels = getattr(config, "hidden_sizes", None) or getattr(config, "hidden_size", None)
-        if isinstance(channels, (list, tuple)):
+        if isinstance(channels, (list, tuple)) and channels:
             channels = channels[-1]
-        if not isinstance(channels, int):
+        if not _is_count(channels):
             raise TypeError(
                 "model: expected a vision model of the transformers library, with config.hidden_size or "
                 f"config.hidden_sizes, got {type(model).__name__}; of a model of images and text, pass the vision part"
@@ -166,6 +167,7 @@ class TransformersBackbone(_InParts):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the feature map (B, D, H, W) or the tokens (B, N, D) of images (B, 3, height, width)."""
+        check_floating("images", _check_images(images))
         output = self.model(images, **self._options)
         features = output[0] if isinstance(output, tuple) else getattr(output, "last_hidden_state", None)
         name = type(self.model).__name__
@@ -177,7 +179,9 @@ class TransformersBackbone(_InParts):
         """Return tokens (B, prefix + N, D) of images, positions added, as the first layer takes them."""
         embedding = self.model.get_submodule(_need(self._parts, self.model).embedding)
         dtype = next(embedding.parameters()).dtype
-        return _tokens(embedding(images.to(dtype), **self._embedding_options), self.model, self.out_channels)
+        return _tokens(
+            embedding(_check_images(images).to(dtype), **self._embedding_options), self.model, self.out_channels
+        )
 
 
 class TimmBackbone(_InParts):
@@ -195,9 +199,9 @@ class TimmBackbone(_InParts):
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        _check_module(model)
+        check_module("model", model)
         channels = getattr(model, "num_features", None)
-        if not callable(getattr(model, "forward_features", None)) or not isinstance(channels, int):
+        if not callable(getattr(model, "forward_features", None)) or not _is_count(channels):
             raise TypeError(
                 "model: expected a vision model of the timm library, with forward_features and num_features, "
                 f"got {type(model).__name__}"
@@ -212,6 +216,7 @@ class TimmBackbone(_InParts):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the feature map (B, D, H, W) or the tokens (B, N, D) of images (B, 3, height, width)."""
+        check_floating("images", _check_images(images))
         features = self.model.forward_features(images)  # type: ignore[operator]
         name = type(self.model).__name__
         if not isinstance(features, Tensor):
@@ -227,7 +232,7 @@ class TimmBackbone(_InParts):
         """
         patches = self.model.get_submodule(_need(self._parts, self.model).embedding)
         dtype = next(patches.parameters()).dtype
-        embedded = self.model._pos_embed(patches(images.to(dtype)))  # type: ignore[operator]
+        embedded = self.model._pos_embed(patches(_check_images(images).to(dtype)))  # type: ignore[operator]
         tokens = _tokens(embedded, self.model, self.out_channels)
         for name in ("patch_drop", "norm_pre"):
             if hasattr(self.model, name):
@@ -249,9 +254,18 @@ def _tokens(embedded: object, model: nn.Module, channels: int) -> Tensor:
     return embedded
 
 
-def _check_module(model: object) -> None:
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
+def _check_images(images: object) -> Tensor:
+    """Return ``images`` if they are real numbers (B, channels, height, width); the rest is the model's business."""
+    found = check_tensor("images", images)
+    if found.is_complex():
+        raise TypeError(f"images: expected a tensor of real numbers, got {found.dtype}")
+    if found.dim() != 4:
+        raise ValueError(f"images: expected the shape (B, 3, height, width), got {tuple(found.shape)}")
+    return found
+
+
+def _is_count(channels: object) -> TypeGuard[int]:
+    return isinstance(channels, int) and not isinstance(channels, bool) and channels > 0
 
 
 def _without_head(model: nn.Module) -> nn.Module:

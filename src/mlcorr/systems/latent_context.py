@@ -15,7 +15,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mlcorr._checks import check_choice, check_integer, check_mask, check_number, check_tensor
+from mlcorr._checks import (
+    check_choice,
+    check_flag,
+    check_floating,
+    check_integer,
+    check_mask,
+    check_module,
+    check_number,
+    check_same,
+    check_tensor,
+)
 from mlcorr._distributed import check_group, copy_sharing_group, global_sum
 from mlcorr._loading import WholeState
 from mlcorr._precision import compute_dtype
@@ -25,7 +35,8 @@ from mlcorr.losses.asymmetric import AsymmetricLoss
 from mlcorr.systems._hidden_labels import PartialLabels, PartialMode, draw_hidden
 from mlcorr.systems._label_transformer import LabelTransformer
 from mlcorr.systems._latent_units import FeatureFusion, Fusion, LatentUnits, softmax_over
-from mlcorr.systems._tokens import check_places, tokens_of
+from mlcorr.systems._outputs import check_output
+from mlcorr.systems._tokens import check_places, rows_of, tokens_of
 
 _BEST_BETA = (0.1, 0.5, 0.9), (0.1, 0.3, 0.4)  # of these shares of missing labels: Table 2 of the supplement
 
@@ -145,8 +156,7 @@ class LatentContext(WholeState):
         group: object | None = None,
     ) -> None:
         super().__init__()
-        if not isinstance(backbone, nn.Module):
-            raise TypeError(f"backbone: expected a torch.nn.Module, got {type(backbone).__name__}")
+        check_module("backbone", backbone)
         self.in_channels = check_integer("in_channels", in_channels, minimum=1)
         self.num_labels = check_integer("num_labels", num_labels, minimum=1)
         self.dim = check_integer("dim", dim, minimum=1)
@@ -161,6 +171,7 @@ class LatentContext(WholeState):
         self.beta = check_number("beta", beta, minimum=0.0)
         check_choice("fusion", fusion, ("gate", "sum", "concat", "none"))
         check_choice("partial_mode", partial_mode, ("state", "feature"))
+        check_flag("share_encoder", share_encoder)
         if base_loss is not None and not callable(base_loss):
             raise TypeError(
                 f"base_loss: expected a callable of (input, target) or None, got {type(base_loss).__name__}"
@@ -209,14 +220,18 @@ class LatentContext(WholeState):
         Raises:
             ValueError: The branch runs without ``target``, or was deployed away; shapes that do not fit.
         """
-        if return_partial is None:
+        if return_partial is not None:
+            check_flag("return_partial", return_partial)
+        else:
             return_partial = self.training and self.beta > 0 and self.partial is not None
         check_places(valid, images)
-        shown = self._check_partial(images, target, hide) if return_partial else None
+        if target is not None:  # even where nothing reads it
+            self._check_target("target", images, target)
+            if hide is not None:
+                check_mask("hide", hide, "target", target)
+        shown = self._check_partial(target, hide) if return_partial else None
 
-        tokens, _ = tokens_of(self.backbone(images), self.in_channels, valid)
-        if tokens.shape[1] == 0:
-            raise ValueError(f"backbone: expected at least one place from it, got {tuple(tokens.shape)}")
+        tokens, _ = tokens_of(self.backbone(images), self.in_channels, valid, classifier=self.classifier)
         scores = self.class_map(tokens).transpose(1, 2)
         attention = softmax_over(scores, None if valid is None else valid.unsqueeze(1))
         tokens = self.norm(self.projection(tokens))
@@ -268,7 +283,12 @@ class LatentContext(WholeState):
 
         They are tensors in the graph, and nothing is synchronised until the caller reads one.
         """
+        check_output(output, LatentContextOutput, "logits", "aux_logits")
         check_target("target", target, "logits", output.logits)
+        if output.partial_logits is not None and output.hide is not None:
+            check_floating("output.partial_logits", output.partial_logits)
+            check_same("output.partial_logits", output.partial_logits, "output.logits", output.logits)
+            check_mask("output.hide", output.hide, "output.logits", output.logits)
         labels, known = labels_and_known(target, compute_dtype(output.logits))
         parts = [("aux", 1.0, output.aux_logits, known), ("full", self.alpha, output.logits, known)]
         if output.partial_logits is not None and output.hide is not None:
@@ -307,9 +327,7 @@ class LatentContext(WholeState):
         """
         return copy.deepcopy(self, {id(self.partial): None})
 
-    def _check_partial(
-        self, images: object, target: Tensor | None, hide: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def _check_partial(self, target: Tensor | None, hide: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """Return labels, which are known, and which to hide, all (B, C)."""
         if self.partial is None:
             raise ValueError("return_partial: expected a model with the partial-label branch, got a deployed one")
@@ -318,14 +336,15 @@ class LatentContext(WholeState):
                 "target: expected the labels, for the partial-label branch, got None; a model with beta=0, or a "
                 "deployed one, trains without"
             )
-        self._check_target("target", images, target)
         labels, known = labels_and_known(target, compute_dtype(self.label_embeddings))
         if hide is None:
             return labels, known, draw_hidden(known, self.mask_ratio)
-        return labels, known, known & check_mask("hide", hide, "target", target)
+        return labels, known, known & hide
 
     def _check_target(self, name: str, images: object, target: object) -> None:
-        rows = images.shape[0] if isinstance(images, Tensor) else check_tensor(name, target, min_dim=1).shape[0]
+        rows = rows_of(images)
+        if rows is None:
+            rows = check_tensor(name, target, min_dim=1).shape[0]
         check_target(name, target, "logits", self.label_embeddings.new_empty(()).expand(rows, self.num_labels))
 
     def _entries(self, logits: Tensor, labels: Tensor) -> Tensor:

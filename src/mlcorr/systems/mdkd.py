@@ -120,8 +120,8 @@ class MDKDObjective(WholeState):
 
         They are tensors in the graph; nothing is synchronised until the caller reads one.
         """
+        self._check(student, teacher, target, mask)
         if self._shares_a_pass():
-            self._check(student, teacher, target, mask)
             if norder.wants_kernels(self._settings, student.device):
                 return self._terms_by_kernel(student, teacher, target, mask)
             if mask is None:
@@ -153,6 +153,7 @@ class MDKDObjective(WholeState):
             >>> list(norms)
             ['base', 'mld', 'instance', 'batch']
         """
+        self._check(student, teacher, target, mask)
         with torch.enable_grad():
             leaf = student.detach().requires_grad_()
             terms = self.terms(leaf, teacher.detach(), target, mask)

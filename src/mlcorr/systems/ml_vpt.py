@@ -8,7 +8,15 @@ from typing import Any, Literal, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from mlcorr._checks import check_choice, check_integer, check_number
+from mlcorr._checks import (
+    check_choice,
+    check_data,
+    check_flag,
+    check_integer,
+    check_number,
+    check_sequence,
+    check_tensor,
+)
 from mlcorr._distributed import check_group, copy_sharing_group, global_sum
 from mlcorr._extra_state import decoded, encoded
 from mlcorr._loading import WholeState
@@ -17,6 +25,7 @@ from mlcorr.grouping import LabelGroups
 from mlcorr.losses.asymmetric import AsymmetricLoss
 from mlcorr.systems._gated_experts import GatedExperts, PromptAdapters
 from mlcorr.systems._group_prompts import GroupPrompts
+from mlcorr.systems._outputs import check_output
 from mlcorr.systems.vit import VisionTransformer, check_vit
 
 _FROZEN = "backbone."
@@ -149,7 +158,7 @@ class MLVPT(WholeState):
         check_choice("prompt_output", prompt_output, ("norm", "pre_norm"))
         self.prompt_output = prompt_output
         self.gate_loss_weight = check_number("gate_loss_weight", gate_loss_weight, minimum=0.0)
-        self.checkpoint_blocks = checkpoint_blocks
+        self.checkpoint_blocks = check_flag("checkpoint_blocks", checkpoint_blocks)
         self._group = check_group("group", group)
 
         self.backbone = cast(nn.Module, vit)
@@ -194,6 +203,7 @@ class MLVPT(WholeState):
 
         They are tensors in the graph, and nothing is synchronised until the caller reads one.
         """
+        check_output(output, MLVPTOutput, "logits", *(f"{name}_logits" for name in _TERMS))
         target = check_target("target", target, "logits", output.logits)
         weights = (1.0, 1.0, self.gate_loss_weight, self.gate_loss_weight)
         logits = (output.co_logits, output.dis_logits, output.co_gate_logits, output.dis_gate_logits)
@@ -206,7 +216,7 @@ class MLVPT(WholeState):
 
     def train(self, mode: bool = True) -> MLVPT:
         """Set the mode of everything but the backbone, which stays in evaluation mode."""
-        super().train(mode)
+        super().train(check_flag("mode", mode))
         self.backbone.eval()
         return self
 
@@ -220,17 +230,20 @@ class MLVPT(WholeState):
         Raises:
             ValueError: The state is of other groups, label names, sizes or parts.
         """
+        if not isinstance(state, Mapping):
+            raise TypeError(f"state: expected what trainable_state_dict returns, got {type(state).__name__}")
         own = self.trainable_state_dict()
         if state.keys() != own.keys():
-            lacking, foreign = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+            lacking, foreign = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys(), key=str)
             raise ValueError(f"state: expected what trainable_state_dict returns; lacks {lacking}, has also {foreign}")
         self._check_groups(state, "")
         for name, value in own.items():
             if name == "_extra_state":  # as long as the names are
                 continue
-            if not isinstance(state[name], Tensor) or state[name].shape != value.shape:
-                found = tuple(state[name].shape) if isinstance(state[name], Tensor) else type(state[name]).__name__
-                raise ValueError(f"state: expected {name} of the shape {tuple(value.shape)}, got {found}")
+            found = check_data(f"state[{name!r}]", check_tensor(f"state[{name!r}]", state[name]))
+            if found.shape != value.shape:
+                shape = tuple(found.shape)
+                raise ValueError(f"state: expected {name} of the shape {tuple(value.shape)}, got {shape}")
         self.load_state_dict(dict(state), strict=False)
 
     def get_extra_state(self) -> Tensor:
@@ -251,6 +264,8 @@ class MLVPT(WholeState):
         """Raise unless the state is of these groups of these labels."""
         extra = decoded(state[f"{prefix}_extra_state"]) if f"{prefix}_extra_state" in state else {}
         names = extra.get("names")
+        if names is not None:
+            names = check_sequence("state: names", names)
         if names is not None and self.label_names is not None and tuple(names) != self.label_names:
             differing = [pair for pair in zip(names, self.label_names, strict=False) if pair[0] != pair[1]]
             first = (
@@ -262,6 +277,8 @@ class MLVPT(WholeState):
             raise ValueError(f"state: expected {self.num_groups} groups, got {extra.get('num_groups')}")
         for name, experts in (("co_groups", self.co), ("dis_groups", self.dis)):
             found, own = state.get(prefix + name), experts.groups
+            if isinstance(found, Tensor):
+                check_data(f"state[{name!r}]", check_tensor(f"state[{name!r}]", found))
             if isinstance(found, Tensor) and not torch.equal(found.to(own.device), own):
                 differ = (
                     f"{int((found.to(own.device) != own).sum())} of them"

@@ -8,14 +8,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from mlcorr._checks import check_integer, check_number, check_sequence
+from mlcorr._checks import check_flag, check_integer, check_mask, check_module, check_number, check_sequence
 from mlcorr._loading import WholeState
 from mlcorr._precision import compute_dtype
+from mlcorr._targets import check_target
 from mlcorr.layers import GroupWiseLinear
 from mlcorr.layers.average_message_gcn import AverageMessageGCN, Diagonal, Message
 from mlcorr.layers.bidirectional_refiner import BidirectionalRefiner, RefinementPath
 from mlcorr.layers.spatial_purified_attention import SpatialPurifiedAttention
 from mlcorr.losses.asymmetric import AsymmetricLoss
+from mlcorr.systems._outputs import check_output
 from mlcorr.systems._positions import sine_cosine_positions
 from mlcorr.systems._tokens import attention_padding, check_places, tokens_of
 
@@ -124,11 +126,11 @@ class OPRL(WholeState):
         aux_weight: float = 1.0,
     ) -> None:
         super().__init__()
-        if not isinstance(backbone, nn.Module):
-            raise TypeError(f"backbone: expected a torch.nn.Module, got {type(backbone).__name__}")
+        check_module("backbone", backbone)
         self.in_channels = check_integer("in_channels", in_channels, minimum=1)
+        self.num_labels = check_integer("num_labels", num_labels, minimum=1)
         dim = self.in_channels if dim is None else check_integer("dim", dim, minimum=1)
-        self.positions = positions
+        self.positions = check_flag("positions", positions)
         if positions and self.in_channels % 4:
             raise ValueError(f"positions: expected in_channels divisible by 4, got {in_channels}")
         self.aux_weight = check_number("aux_weight", aux_weight, minimum=0.0)
@@ -182,6 +184,10 @@ class OPRL(WholeState):
 
         They are tensors in the graph, and nothing is synchronised until the caller reads one.
         """
+        check_output(output, OPRLOutput, "logits", *(("aux_logits",) if self.aux_weight else ()))
+        check_target("target", target, "logits", output.logits)
+        if output.valid_rows is not None:
+            check_mask("output.valid_rows", output.valid_rows, "the rows of output.logits", output.logits[:, 0])
         base: Tensor = self.loss(output.logits, target)
         if self.aux_weight == 0:
             return {"base": base}
@@ -197,7 +203,7 @@ class OPRL(WholeState):
 
     def _tokens(self, features: Tensor, valid: Tensor | None) -> Tensor:
         """Return encoded tokens (B, N, D) of a map or of tokens."""
-        tokens, size = tokens_of(features, self.in_channels, valid)
+        tokens, size = tokens_of(features, self.in_channels, valid, classifier=self.classifier)
         if self.positions:
             if size is None:
                 raise ValueError("positions: expected a map (B, D, H, W) from the backbone, got tokens without places")
@@ -219,7 +225,7 @@ def _make_encoder(channels: int, layers: int, heads: int, width: int, dropout: f
     ):
         raise ValueError(f"encoder_heads: expected a divisor of in_channels, {channels}, got {heads}")
     check_integer("encoder_width", width, minimum=1)
-    check_number("encoder_dropout", dropout, minimum=0.0, maximum=1.0)
+    dropout = check_number("encoder_dropout", dropout, minimum=0.0, maximum=1.0)
     return nn.ModuleList(
         nn.TransformerEncoderLayer(channels, heads, width, dropout, batch_first=True) for _ in range(layers)
     )

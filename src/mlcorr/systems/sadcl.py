@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
-from mlcorr._checks import check_integer, check_number
+from mlcorr._checks import check_flag, check_floating, check_integer, check_module, check_number
 from mlcorr._distributed import check_group, copy_sharing_group, global_sum
 from mlcorr._loading import WholeState
 from mlcorr._precision import compute_dtype
@@ -17,8 +17,9 @@ from mlcorr.layers import GroupWiseLinear
 from mlcorr.losses.binary_cross_entropy import BinaryCrossEntropyLoss
 from mlcorr.losses.dual_contrastive import DualContrastiveLoss
 from mlcorr.systems._label_queries import LabelQueries, start_weights
+from mlcorr.systems._outputs import check_output
 from mlcorr.systems._positions import sine_cosine_positions
-from mlcorr.systems._prototypes import PrototypeMeans, evaluating
+from mlcorr.systems._prototypes import PrototypeMeans, check_batches, evaluating
 from mlcorr.systems._tokens import attention_padding, check_places, tokens_of
 
 
@@ -141,14 +142,13 @@ class SADCL(WholeState):
         group: object | None = None,
     ) -> None:
         super().__init__()
-        if not isinstance(backbone, nn.Module):
-            raise TypeError(f"backbone: expected a torch.nn.Module, got {type(backbone).__name__}")
+        check_module("backbone", backbone)
         self.in_channels = check_integer("in_channels", in_channels, minimum=1)
         self.num_labels = check_integer("num_labels", num_labels, minimum=1)
         self.dim = self.in_channels if dim is None else check_integer("dim", dim, minimum=1)
         self.proj_dim = check_integer("proj_dim", proj_dim, minimum=1)
         check_integer("proj_width", proj_width, minimum=1)
-        self.positions = positions
+        self.positions = check_flag("positions", positions)
         if positions and self.dim % 4:
             raise ValueError(f"positions: expected dim divisible by 4, got {self.dim}")
         if base_loss is not None and not callable(base_loss):
@@ -205,9 +205,8 @@ class SADCL(WholeState):
             embed: False leaves the projector out.
         """
         check_places(valid, images)
-        tokens, size = tokens_of(self.backbone(images), self.in_channels, valid)
-        if tokens.shape[1] == 0:
-            raise ValueError(f"backbone: expected at least one place from it, got {tuple(tokens.shape)}")
+        check_flag("embed", embed)
+        tokens, size = tokens_of(self.backbone(images), self.in_channels, valid, classifier=self.classifier)
         tokens = self.input_projection(tokens)
         places = None
         if self.positions and size is not None:
@@ -232,6 +231,7 @@ class SADCL(WholeState):
         Raises:
             ValueError: With :attr:`contrast`, an output without embeddings; shapes that do not fit.
         """
+        self._check_output(output, target)
         base = self._base(output.logits, target)
         if not self.contrast:
             return base if output.embeddings is None else base + _nothing(output.embeddings)
@@ -246,6 +246,7 @@ class SADCL(WholeState):
         and "prototype" (P2S) add up to the objective; the counts are those of
         :meth:`mlcorr.DualContrastiveLoss.terms`. Without :attr:`contrast` there is "base" alone.
         """
+        self._check_output(output, target)
         base = {"base": self._base(output.logits, target)}
         if not self.contrast:
             return base
@@ -271,12 +272,13 @@ class SADCL(WholeState):
             threshold: A positive counts whose probability is at least this, in [0, 1].
 
         Raises:
-            TypeError: ``threshold`` is no number.
+            TypeError: ``threshold`` is no number, or a batch no pair or triple.
             ValueError: No batch has a positive, or a label feature is not finite.
         """
         means = PrototypeMeans(self.prototypes, check_number("threshold", threshold, minimum=0.0, maximum=1.0))
         with evaluating(self), torch.no_grad():
-            for images, target, *valid in batches:
+            for batch in check_batches(batches):
+                images, target, *valid = batch
                 output = self(images, *valid, embed=False)
                 means.update(output.label_features, output.logits, target)
             self.prototypes.copy_(means.result(self.prototypes, self._group))
@@ -290,10 +292,23 @@ class SADCL(WholeState):
         total, known = global_sum(torch.stack([total, known]), self._group).unbind()
         return self.classification_weight * (total / known.clamp(min=1))
 
+    def _check_output(self, output: object, target: object) -> None:
+        check_output(output, SADCLOutput, "logits")
+        found = cast(SADCLOutput, output)
+        if found.logits.shape[1] != self.num_labels:
+            raise ValueError(f"output.logits: expected {self.num_labels} labels, got {found.logits.shape[1]}")
+        check_target("target", target, "logits", found.logits)
+        if found.embeddings is None:
+            if self.contrast:
+                raise ValueError("output: expected embeddings to contrast, got None: call the model with embed=True")
+            return
+        shape, own = (*found.logits.shape, self.proj_dim), check_floating("output.embeddings", found.embeddings)
+        if own.shape != shape:
+            raise ValueError(f"output.embeddings: expected the shape (B, L, p) = {shape}, got {tuple(own.shape)}")
+
     def _contrasted(self, output: SADCLOutput) -> tuple[Tensor, Tensor, Tensor]:
         """Return embeddings, prototypes and the probabilities by which positives enter the bank."""
-        if output.embeddings is None:
-            raise ValueError("output: expected embeddings to contrast, got None: call the model with embed=True")
+        assert output.embeddings is not None  # _check_output saw to it
         scores = output.logits.detach().to(compute_dtype(output.logits)).sigmoid()
         return output.embeddings, self.projector(self.prototypes), scores
 

@@ -13,6 +13,8 @@ from typing import Any, Protocol, cast
 
 from torch import Tensor, nn
 
+from mlcorr._checks import check_integer
+
 __all__ = ["VisionTransformer"]
 
 _BLOCKS = ("layers", "encoder.layer", "encoder.layers")
@@ -110,6 +112,8 @@ def check_vit(name: str, value: object) -> VisionTransformer:
             f"{name}: expected a vision transformer in parts, as mlcorr.systems.backbones.from_transformers and "
             f"from_timm make, got {type(value).__name__} without {', '.join(lacking)}"
         )
+    for part, minimum in (("out_channels", 1), ("prefix_tokens", 0), ("patch_dim", 1)):
+        check_integer(f"{name}.{part}", getattr(value, part), minimum=minimum)
     return cast(VisionTransformer, value)
 
 

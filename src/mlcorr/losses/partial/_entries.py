@@ -40,8 +40,9 @@ def log_losses(x: Tensor, label_smoothing: float = 0.0) -> tuple[Tensor, Tensor]
 
 
 def either(condition: Tensor, yes: float, no: float, like: Tensor) -> Tensor:
-    """Return ``yes`` where ``condition`` is true and ``no`` elsewhere, in the dtype of ``like``."""
-    return torch.where(condition, like.new_full((), yes), like.new_full((), no))
+    """Return ``yes`` where ``condition`` is true and ``no`` elsewhere, in the dtype of ``like``, or its largest."""
+    most = torch.finfo(like.dtype).max  # beyond which it refuses a number
+    return torch.where(condition, like.new_full((), min(yes, most)), like.new_full((), min(no, most)))
 
 
 def largest(scores: Tensor, among: Tensor, count: int) -> Tensor:

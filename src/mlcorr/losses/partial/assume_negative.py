@@ -45,8 +45,7 @@ def assume_negative_loss(
         >>> assume_negative_loss(logits, torch.tensor([[1, 0, -1]]), label_smoothing=0.1)
         tensor(0.3178)
     """
-    check_choice("reduction", reduction, REDUCTIONS)
-    label_smoothing = check_number("label_smoothing", label_smoothing, minimum=0.0, maximum=1.0)
+    label_smoothing = _check_configuration(label_smoothing, reduction)
     x, y, _ = read_entries(input, target)
     positive, negative = log_losses(x, label_smoothing)
     return reduce(y * positive + (1 - y) * negative, None, reduction)
@@ -70,8 +69,7 @@ class AssumeNegativeLoss(nn.Module):
 
     def __init__(self, *, label_smoothing: float = 0.0, reduction: Reduction = "mean") -> None:
         super().__init__()
-        check_choice("reduction", reduction, REDUCTIONS)
-        self.label_smoothing = check_number("label_smoothing", label_smoothing, minimum=0.0, maximum=1.0)
+        self.label_smoothing = _check_configuration(label_smoothing, reduction)
         self.reduction = reduction
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
@@ -81,3 +79,8 @@ class AssumeNegativeLoss(nn.Module):
     def extra_repr(self) -> str:
         """Return the configuration for ``print``."""
         return f"label_smoothing={self.label_smoothing:g}, reduction={self.reduction!r}"
+
+
+def _check_configuration(label_smoothing: float, reduction: Reduction) -> float:
+    check_choice("reduction", reduction, REDUCTIONS)
+    return check_number("label_smoothing", label_smoothing, minimum=0.0, maximum=1.0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from mlcorr._checks import check_choice, check_number
+from mlcorr._checks import check_choice, check_flag, check_number
 from mlcorr._reduction import REDUCTIONS, Reduction, reduce
 from mlcorr.losses._focal import focal_positive
 from mlcorr.losses.partial._entries import log_losses, read_entries
@@ -59,10 +59,7 @@ def hill_loss(
         >>> logits.grad  # pushed down where undecided, hardly where sure
         tensor([[1.8251e-05, 1.8750e-01, 1.8250e-05]])
     """
-    check_choice("reduction", reduction, REDUCTIONS)
-    lamb = check_number("lamb", lamb, minimum=0.0)
-    margin = check_number("margin", margin, minimum=0.0)
-    gamma = check_number("gamma", gamma, minimum=0.0)
+    lamb, margin, gamma = _check_configuration(lamb, margin, gamma, trust_negatives, reduction)
     x, y, unknown = read_entries(input, target)
     p = x.sigmoid()
     hill = (lamb - p) * p**2
@@ -98,10 +95,7 @@ class HillLoss(nn.Module):
         reduction: Reduction = "sum",
     ) -> None:
         super().__init__()
-        check_choice("reduction", reduction, REDUCTIONS)
-        self.lamb = check_number("lamb", lamb, minimum=0.0)
-        self.margin = check_number("margin", margin, minimum=0.0)
-        self.gamma = check_number("gamma", gamma, minimum=0.0)
+        self.lamb, self.margin, self.gamma = _check_configuration(lamb, margin, gamma, trust_negatives, reduction)
         self.trust_negatives = trust_negatives
         self.reduction = reduction
 
@@ -123,3 +117,16 @@ class HillLoss(nn.Module):
             f"lamb={self.lamb:g}, margin={self.margin:g}, gamma={self.gamma:g}, "
             f"trust_negatives={self.trust_negatives}, reduction={self.reduction!r}"
         )
+
+
+def _check_configuration(
+    lamb: float, margin: float, gamma: float, trust_negatives: bool, reduction: Reduction
+) -> tuple[float, float, float]:
+    """Check all that is no tensor, and return the numbers of it."""
+    check_choice("reduction", reduction, REDUCTIONS)
+    check_flag("trust_negatives", trust_negatives)
+    return (
+        check_number("lamb", lamb, minimum=0.0),
+        check_number("margin", margin, minimum=0.0),
+        check_number("gamma", gamma, minimum=0.0),
+    )

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from mlcorr._checks import check_choice, check_floating, check_integer, check_number
+from mlcorr._checks import check_choice, check_flag, check_floating, check_integer, check_number
 from mlcorr._loading import WholeState
 from mlcorr._reduction import REDUCTIONS, Reduction, reduce
 from mlcorr.losses._focal import focal_terms
@@ -83,21 +83,16 @@ def partial_asymmetric_loss(
         >>> partial_asymmetric_loss(logits, target, likelihood_topk=1, reduction="none")  # the third is likely
         tensor([[0.3133, 0.0842, 0.0000, 0.1733]])
     """
-    check_choice("reduction", reduction, REDUCTIONS)
-    gamma_neg = check_number("gamma_neg", gamma_neg, minimum=0.0)
-    gamma_pos = check_number("gamma_pos", gamma_pos, minimum=0.0)
-    gamma_unknown = check_number("gamma_unknown", gamma_unknown, minimum=0.0)
-    clip = check_number("clip", clip, minimum=0.0, maximum=1.0)
-    alpha_neg = check_number("alpha_neg", alpha_neg, minimum=0.0)
-    alpha_pos = check_number("alpha_pos", alpha_pos, minimum=0.0)
-    alpha_unknown = check_number("alpha_unknown", alpha_unknown, minimum=0.0)
-    prior_threshold = check_number("prior_threshold", prior_threshold, minimum=0.0, maximum=1.0)
-    likelihood_topk = check_integer("likelihood_topk", likelihood_topk, minimum=0)
+    gamma_neg, gamma_pos, gamma_unknown = _check_exponents(gamma_neg, gamma_pos, gamma_unknown)
+    alpha_neg, alpha_pos, alpha_unknown = _check_factors(alpha_neg, alpha_pos, alpha_unknown)
+    clip, prior_threshold, likelihood_topk = _check_choices(
+        clip, prior_threshold, likelihood_topk, detach_focal, reduction
+    )
     x, y, unknown = read_entries(input, target)
     if prior is not None:
         _check_prior(prior, x)
 
-    ignored = largest(x, unknown, likelihood_topk * math.prod(x.shape[:-1]))
+    ignored = largest(x, unknown, min(likelihood_topk, x.shape[-1]) * math.prod(x.shape[:-1]))
     if prior is not None:
         ignored = ignored | (unknown & (prior > prior_threshold))
     x = torch.where(ignored, 0.0, x)  # what an ignored logit is, even NaN, reaches neither value nor gradient
@@ -150,16 +145,11 @@ class PartialAsymmetricLoss(WholeState):
         reduction: Reduction = "sum",
     ) -> None:
         super().__init__()
-        check_choice("reduction", reduction, REDUCTIONS)
-        self.gamma_neg = check_number("gamma_neg", gamma_neg, minimum=0.0)
-        self.gamma_pos = check_number("gamma_pos", gamma_pos, minimum=0.0)
-        self.gamma_unknown = check_number("gamma_unknown", gamma_unknown, minimum=0.0)
-        self.clip = check_number("clip", clip, minimum=0.0, maximum=1.0)
-        self.alpha_neg = check_number("alpha_neg", alpha_neg, minimum=0.0)
-        self.alpha_pos = check_number("alpha_pos", alpha_pos, minimum=0.0)
-        self.alpha_unknown = check_number("alpha_unknown", alpha_unknown, minimum=0.0)
-        self.prior_threshold = check_number("prior_threshold", prior_threshold, minimum=0.0, maximum=1.0)
-        self.likelihood_topk = check_integer("likelihood_topk", likelihood_topk, minimum=0)
+        self.gamma_neg, self.gamma_pos, self.gamma_unknown = _check_exponents(gamma_neg, gamma_pos, gamma_unknown)
+        self.alpha_neg, self.alpha_pos, self.alpha_unknown = _check_factors(alpha_neg, alpha_pos, alpha_unknown)
+        self.clip, self.prior_threshold, self.likelihood_topk = _check_choices(
+            clip, prior_threshold, likelihood_topk, detach_focal, reduction
+        )
         self.detach_focal = detach_focal
         self.reduction = reduction
         if prior is not None and check_floating("prior", prior).dim() != 1:
@@ -193,6 +183,35 @@ class PartialAsymmetricLoss(WholeState):
             f"alpha_unknown={self.alpha_unknown:g}, prior_threshold={self.prior_threshold:g}, "
             f"likelihood_topk={self.likelihood_topk}, detach_focal={self.detach_focal}, reduction={self.reduction!r}"
         )
+
+
+def _check_exponents(gamma_neg: float, gamma_pos: float, gamma_unknown: float) -> tuple[float, float, float]:
+    return (
+        check_number("gamma_neg", gamma_neg, minimum=0.0),
+        check_number("gamma_pos", gamma_pos, minimum=0.0),
+        check_number("gamma_unknown", gamma_unknown, minimum=0.0),
+    )
+
+
+def _check_factors(alpha_neg: float, alpha_pos: float, alpha_unknown: float) -> tuple[float, float, float]:
+    return (
+        check_number("alpha_neg", alpha_neg, minimum=0.0),
+        check_number("alpha_pos", alpha_pos, minimum=0.0),
+        check_number("alpha_unknown", alpha_unknown, minimum=0.0),
+    )
+
+
+def _check_choices(
+    clip: float, prior_threshold: float, likelihood_topk: int, detach_focal: bool, reduction: Reduction
+) -> tuple[float, float, int]:
+    """Check what chooses entries and how they are reduced, and return the numbers of it."""
+    check_choice("reduction", reduction, REDUCTIONS)
+    check_flag("detach_focal", detach_focal)
+    return (
+        check_number("clip", clip, minimum=0.0, maximum=1.0),
+        check_number("prior_threshold", prior_threshold, minimum=0.0, maximum=1.0),
+        check_integer("likelihood_topk", likelihood_topk, minimum=0),
+    )
 
 
 def _check_prior(prior: Tensor, x: Tensor) -> None:

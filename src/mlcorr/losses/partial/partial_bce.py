@@ -58,10 +58,7 @@ def partial_bce_loss(
         tensor([[0.1733, 0.1733, 0.1733, 0.1733],
                 [0.7516, 0.0000, 0.0000, 0.0000]])
     """
-    check_choice("reduction", reduction, REDUCTIONS)
-    alpha = check_number("alpha", alpha, minimum=_LOWEST)
-    beta = check_number("beta", beta, minimum=_LOWEST)
-    gamma = check_number("gamma", gamma, minimum=_LOWEST)
+    alpha, beta, gamma = _check_configuration(alpha, beta, gamma, reduction)
     x, y, unknown = read_entries(input, target)
     known = ~unknown
     positive, negative = log_losses(torch.where(known, x, 0.0))  # a NaN at an unknown label stays there
@@ -98,10 +95,7 @@ class PartialBCELoss(nn.Module):
         reduction: Reduction = "batchmean",
     ) -> None:
         super().__init__()
-        check_choice("reduction", reduction, REDUCTIONS)
-        self.alpha = check_number("alpha", alpha, minimum=_LOWEST)
-        self.beta = check_number("beta", beta, minimum=_LOWEST)
-        self.gamma = check_number("gamma", gamma, minimum=_LOWEST)
+        self.alpha, self.beta, self.gamma = _check_configuration(alpha, beta, gamma, reduction)
         self.reduction = reduction
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
@@ -113,3 +107,12 @@ class PartialBCELoss(nn.Module):
     def extra_repr(self) -> str:
         """Return the configuration for ``print``."""
         return f"alpha={self.alpha:g}, beta={self.beta:g}, gamma={self.gamma:g}, reduction={self.reduction!r}"
+
+
+def _check_configuration(alpha: float, beta: float, gamma: float, reduction: Reduction) -> tuple[float, float, float]:
+    check_choice("reduction", reduction, REDUCTIONS)
+    return (
+        check_number("alpha", alpha, minimum=_LOWEST),
+        check_number("beta", beta, minimum=_LOWEST),
+        check_number("gamma", gamma, minimum=_LOWEST),
+    )

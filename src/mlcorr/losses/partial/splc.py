@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from mlcorr._checks import check_choice, check_integer, check_number
+from mlcorr._checks import check_choice, check_flag, check_integer, check_number
 from mlcorr._reduction import REDUCTIONS, Reduction, reduce
 from mlcorr.losses._focal import focal_positive
 from mlcorr.losses.partial._entries import read_entries
@@ -60,10 +60,8 @@ def splc_loss(
         >>> logits.grad  # the first is pushed down, the second up
         tensor([[ 0.0049, -0.0049]])
     """
-    check_choice("reduction", reduction, REDUCTIONS)
-    tau = check_number("tau", tau, minimum=0.0, maximum=1.0)
-    margin = check_number("margin", margin, minimum=0.0)
-    gamma = check_number("gamma", gamma, minimum=0.0)
+    tau, margin, gamma = _check_configuration(tau, margin, gamma, trust_negatives, reduction)
+    check_flag("correct", correct)
     x, y, unknown = read_entries(input, target)
     signed = -x
     if correct:
@@ -105,11 +103,8 @@ class SPLCLoss(nn.Module):
         reduction: Reduction = "sum",
     ) -> None:
         super().__init__()
-        check_choice("reduction", reduction, REDUCTIONS)
-        self.tau = check_number("tau", tau, minimum=0.0, maximum=1.0)
+        self.tau, self.margin, self.gamma = _check_configuration(tau, margin, gamma, trust_negatives, reduction)
         self.change_epoch = check_integer("change_epoch", change_epoch, minimum=0)
-        self.margin = check_number("margin", margin, minimum=0.0)
-        self.gamma = check_number("gamma", gamma, minimum=0.0)
         self.trust_negatives = trust_negatives
         self.reduction = reduction
 
@@ -132,3 +127,16 @@ class SPLCLoss(nn.Module):
             f"tau={self.tau:g}, change_epoch={self.change_epoch}, margin={self.margin:g}, gamma={self.gamma:g}, "
             f"trust_negatives={self.trust_negatives}, reduction={self.reduction!r}"
         )
+
+
+def _check_configuration(
+    tau: float, margin: float, gamma: float, trust_negatives: bool, reduction: Reduction
+) -> tuple[float, float, float]:
+    """Check what function and module share and is no tensor, and return the numbers of it."""
+    check_choice("reduction", reduction, REDUCTIONS)
+    check_flag("trust_negatives", trust_negatives)
+    return (
+        check_number("tau", tau, minimum=0.0, maximum=1.0),
+        check_number("margin", margin, minimum=0.0),
+        check_number("gamma", gamma, minimum=0.0),
+    )

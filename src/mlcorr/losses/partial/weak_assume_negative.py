@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from mlcorr._checks import check_choice, check_number
+from mlcorr._checks import check_choice, check_flag, check_number
 from mlcorr._reduction import REDUCTIONS, Reduction, reduce
 from mlcorr.losses.partial._entries import either, log_losses, read_entries
 
@@ -56,10 +56,7 @@ def weak_assume_negative_loss(
         >>> weak_assume_negative_loss(torch.zeros(1, 3), target, trust_negatives=True, reduction="none")
         tensor([[0.6931, 0.6931, 0.3466]])
     """
-    check_choice("reduction", reduction, REDUCTIONS)
-    label_smoothing = check_number("label_smoothing", label_smoothing, minimum=0.0, maximum=1.0)
-    if weight is not None:
-        weight = check_number("weight", weight, minimum=0.0)
+    weight, label_smoothing = _check_configuration(weight, label_smoothing, trust_negatives, reduction)
     x, y, unknown = read_entries(input, target)
     if weight is None:
         weight = 1 / max(x.shape[-1] - 1, 1)
@@ -94,9 +91,7 @@ class WeakAssumeNegativeLoss(nn.Module):
         reduction: Reduction = "mean",
     ) -> None:
         super().__init__()
-        check_choice("reduction", reduction, REDUCTIONS)
-        self.weight = None if weight is None else check_number("weight", weight, minimum=0.0)
-        self.label_smoothing = check_number("label_smoothing", label_smoothing, minimum=0.0, maximum=1.0)
+        self.weight, self.label_smoothing = _check_configuration(weight, label_smoothing, trust_negatives, reduction)
         self.trust_negatives = trust_negatives
         self.reduction = reduction
 
@@ -117,3 +112,15 @@ class WeakAssumeNegativeLoss(nn.Module):
             f"weight={self.weight}, label_smoothing={self.label_smoothing:g}, "
             f"trust_negatives={self.trust_negatives}, reduction={self.reduction!r}"
         )
+
+
+def _check_configuration(
+    weight: float | None, label_smoothing: float, trust_negatives: bool, reduction: Reduction
+) -> tuple[float | None, float]:
+    """Check all that is no tensor, and return the numbers of it."""
+    check_choice("reduction", reduction, REDUCTIONS)
+    check_flag("trust_negatives", trust_negatives)
+    return (
+        None if weight is None else check_number("weight", weight, minimum=0.0),
+        check_number("label_smoothing", label_smoothing, minimum=0.0, maximum=1.0),
+    )

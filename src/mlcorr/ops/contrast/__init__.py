@@ -11,7 +11,7 @@ from typing import Final, Literal, NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
-from mlcorr._checks import check_choice
+from mlcorr._checks import check_choice, check_device
 from mlcorr.ops.contrast.autograd import Similarities, streamed_similarities
 from mlcorr.ops.contrast.directions import unit_vectors, widen
 from mlcorr.ops.launching import have_kernels, require_kernels
@@ -50,7 +50,7 @@ def select_backend(*, backend: Backend = "auto", device: torch.device | str = "c
         'streamed'
     """
     check_choice("backend", backend, BACKENDS)
-    device = torch.device(device)
+    device = check_device("device", device)
     if backend == "streamed_triton":
         require_kernels(backend, device)
     if backend != "auto":

@@ -43,6 +43,7 @@ from mlcorr.ops.norder.ladder import (
     closed_form_has_kernel,
     form_of_order,
     in_closed_form,
+    read_orders,
     select_backend,
     wants_kernels,
 )
@@ -70,6 +71,7 @@ __all__ = [
     "in_closed_form",
     "objective_terms",
     "plan_of_rows",
+    "read_orders",
     "row_terms",
     "select_backend",
     "wants_kernels",

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Mapping
 from typing import Final, Literal, NamedTuple, TypeAlias
 
 import torch
 import torch.distributed as dist
 
+from mlcorr._checks import check_choice, check_device, check_flag, check_integer, check_number, is_collection
 from mlcorr._reduction import Reduction
 from mlcorr.ops.launching import have_kernels, require_kernels
 
@@ -65,8 +67,10 @@ def select_backend(
     """Return which implementation of one level would run, and why; for several ranks, ``batch_size`` is that of all.
 
     Raises:
-        ValueError: ``backend="closed_form"`` (or its kernels) where it would not be the loss that was asked for,
-            kernels for tensors on a device that has none, or for orders that they do not enumerate.
+        TypeError: An argument of the wrong type.
+        ValueError: An argument outside its range, ``backend="closed_form"`` (or its kernels) where it would not be the
+            loss that was asked for, kernels for tensors on a device that has none, or for orders that they do not
+            enumerate.
         ImportError: Kernels without Triton.
 
     Example:
@@ -75,10 +79,16 @@ def select_backend(
         >>> select_backend("instance", batch_size=32, orders=(2,), delta=0.5).reason
         'differences reach 1 and delta is 0.5, so the Huber loss has a linear part: order 2 by tail'
     """
-    settings = Settings(
-        tuple((order, 1.0) for order in orders), level, delta, batch_dependency, samples=samples, backend=backend
-    )
-    device = torch.device(device)
+    check_choice("level", level, ("instance", "batch"))
+    check_choice("batch_dependency", batch_dependency, BATCH_DEPENDENCIES)
+    check_choice("backend", backend, BACKENDS)
+    check_flag("masked", masked)
+    batch_size = check_integer("batch_size", batch_size, minimum=0)
+    delta = check_number("delta", delta, minimum=0.0, maximum=math.inf, exclusive=True)
+    if samples is not None:
+        samples = check_integer("samples", samples, minimum=1)
+    settings = Settings(read_orders(orders), level, delta, batch_dependency, samples=samples, backend=backend)
+    device = check_device("device", device)
     kernels = wants_kernels(settings, device)
     largest = _largest_difference(settings, level, batch_size)
     bound = f"differences reach {largest} and delta is {delta:g}, so the Huber loss"
@@ -93,6 +103,23 @@ def select_backend(
         "enumeration_triton" if "kernel" in forms.values() else "enumeration",
         f"{bound} {shape}: {', '.join(f'order {n} by {form}' for n, form in forms.items())}",
     )
+
+
+def read_orders(orders: Iterable[int] | Mapping[int, float]) -> Orders:
+    """Return the orders with their weights, sorted, if they are such."""
+    if not is_collection(orders):
+        found = type(orders).__name__
+        raise TypeError(f"orders: expected integers >= 2 or a mapping from them to weights, got {found}")
+    weighted = orders.items() if isinstance(orders, Mapping) else [(order, 1.0) for order in orders]
+    checked: dict[int, float] = {}
+    for order, weight in weighted:
+        number = check_integer("orders", order, minimum=2)
+        if number in checked:
+            raise ValueError(f"orders: expected each order once, got {number} again; use {{order: weight}}")
+        checked[number] = check_number(f"orders[{number}]", weight, minimum=0.0)
+    if not checked:
+        raise ValueError("orders: expected at least one order, got none")
+    return tuple(sorted(checked.items()))
 
 
 def in_closed_form(settings: Settings, level: Literal["instance", "batch"], batch_size: int) -> bool:

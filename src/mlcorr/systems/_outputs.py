@@ -1,0 +1,17 @@
+"""What a system's objective takes: the record that its forward pass returned."""
+
+from __future__ import annotations
+
+from mlcorr._checks import check_floating, check_same
+
+
+def check_output(output: object, kind: type, *logits: str) -> None:
+    """Raise unless ``output`` is a ``kind`` whose fields ``logits`` are floating tensors (B, labels) of one shape."""
+    if not isinstance(output, kind):
+        raise TypeError(f"output: expected the {kind.__name__} that the model returned, got {type(output).__name__}")
+    first = check_floating(f"output.{logits[0]}", getattr(output, logits[0]))
+    if first.dim() != 2:
+        raise ValueError(f"output.{logits[0]}: expected the shape (B, labels), got {tuple(first.shape)}")
+    for name in logits[1:]:
+        own = f"output.{name}"
+        check_same(own, check_floating(own, getattr(output, name)), f"output.{logits[0]}", first)
