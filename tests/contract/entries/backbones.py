@@ -47,7 +47,7 @@ BACKBONES = [
         Entry(
             name=name,
             call=lambda _, name=name, **given: getattr(backbones, name)(**given),
-            good=lambda good=good: {"model": [good(), *odd_models()]},
+            good=lambda good=good: {"model": [good()] * 12 + odd_models()},
             required=("model",),
             share=1,
         )
