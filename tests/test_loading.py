@@ -106,6 +106,6 @@ def test_an_extra_state_of_another_form_is_refused(extra: Any) -> None:
     grouping = SpectralLabelGrouping(5, 2)
     before = state_of(grouping)
     changed = {name: value + 1 for name, value in before.items()}
-    with pytest.raises(ValueError, match="_extra_state: expected bytes of JSON"):
+    with pytest.raises(ValueError, match=r"^state: expected bytes of JSON"):
         grouping.load_state_dict({**changed, "_extra_state": extra})
     assert_equal(grouping, before)

@@ -88,7 +88,6 @@ FOUND: list[tuple[Callable[[], Any], type[Exception], str]] = [
         TypeError,
         "input: expected a floating-point tensor of",
     ),
-    (lambda: metrics.average_precision(X, Y.to(torch.uint16)), TypeError, "targets: expected a bool, integer"),
     (lambda: functional.purify(X, valid=(X > 0).to_sparse()), TypeError, "valid: expected a dense tensor"),
     (lambda: functional.asymmetric_loss(X, Y, weight=X.to(torch.complex64)), TypeError, "weight: expected a tensor of"),
     (lambda: losses.AsymmetricLoss(pos_weight=[1.0]), TypeError, "pos_weight: expected a torch.Tensor, got list"),

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from mlcorr import functional
 from tests.contract.case import Case, Sizes, cast, differentiable, each_case, scalar, tensors
 from tests.contract.cases import CASES
-from tests.contract.extremes import DTYPES, assert_within, measured, name_of, rounding
+from tests.contract.extremes import DTYPES, OWN_WEIGHTS, assert_within, measured, name_of, rounding
 
 _OFF = 64
 _TARGETS = (
@@ -28,7 +28,7 @@ def of_several(case: Case) -> str | None:
     return None if case.kind in ("loss", "layer") else "is a module, of one dtype"
 
 
-@each_case("arguments of several dtypes", needs=of_several)
+@each_case("arguments of several dtypes", needs=of_several, but=OWN_WEIGHTS)
 def test_arguments_of_several_dtypes(name: str) -> None:
     case = CASES[name]
     for dtypes in itertools.product(DTYPES, repeat=len(case.floating)):

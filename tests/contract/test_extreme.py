@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tests.contract.case import Case, cast, differentiable, each_case
 from tests.contract.cases import CASES
-from tests.contract.extremes import DTYPES, SIZES, assert_within, extremes, measured, rounding
+from tests.contract.extremes import DTYPES, OWN_WEIGHTS, SIZES, assert_within, extremes, measured, rounding
 
 _OFF = 16  # roundings that a result may be off by, of a few hundred that went into it
 
@@ -25,7 +25,7 @@ def of_numbers(case: Case) -> str | None:
     return differentiable(case)
 
 
-@each_case("extreme numbers", needs=of_numbers)
+@each_case("extreme numbers", needs=of_numbers, but=OWN_WEIGHTS)
 def test_extreme_numbers(name: str) -> None:
     case = CASES[name]
     usual_values, _ = usual(name)

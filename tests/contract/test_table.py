@@ -24,6 +24,7 @@ def test_every_public_name_has_a_case() -> None:
 
 
 def test_every_property_says_something_of_every_case() -> None:
+    assert TABLE
     for title, cells in TABLE.items():
         assert cells.keys() == CASES.keys(), title
         assert TESTED in cells.values(), title

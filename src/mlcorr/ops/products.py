@@ -28,6 +28,13 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:  # noqa: ARG004
         ctx.save_for_backward(*inputs)
+        ctx.save_for_forward(*inputs)
+
+    @staticmethod
+    def jvp(ctx: Any, of_a: Tensor | None, of_b: Tensor | None) -> Tensor | None:
+        a, b = ctx.saved_tensors
+        parts = [product(*pair) for pair in ((of_a, b), (a, of_b)) if pair[0] is not None and pair[1] is not None]
+        return sum(parts[1:], parts[0])
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:

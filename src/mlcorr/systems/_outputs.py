@@ -6,8 +6,8 @@ from mlcorr._checks import check_floating, check_same
 
 
 def check_output(output: object, kind: type, *logits: str) -> None:
-    """Raise unless ``output`` is a ``kind`` whose fields ``logits`` are floating tensors (B, labels) of one shape."""
-    if not isinstance(output, kind):
+    """Raise unless ``output`` has a ``kind``'s fields ``logits``, floating tensors (B, labels) of one shape."""
+    if not all(hasattr(output, name) for name in logits):  # wrappers may return what only looks like one
         raise TypeError(f"output: expected the {kind.__name__} that the model returned, got {type(output).__name__}")
     first = check_floating(f"output.{logits[0]}", getattr(output, logits[0]))
     if first.dim() != 2:

@@ -115,8 +115,9 @@ class _Objective(torch.autograd.Function):
             if probability is not None:
                 to_teacher = torch.ops.aten.sigmoid_backward(probability, t)
             if mld is not None:
-                # ∂MLD/∂t is z − x, and t is flat where it is large; halved, the difference does not overflow.
-                half = torch.ops.aten.sigmoid_backward(half_difference(teacher, student), t)
+                # ∂MLD/∂t is z − x; halved, the difference does not overflow. It may be large where t is flat, of which
+                # the slope t·(1 − t) of a rounded t would know nothing.
+                half = half_difference(teacher, student) * (t * teacher.neg().sigmoid())
                 to_teacher = plus(to_teacher, half * (2 * mld))
         if ctx.needs_input_grad[2] and base is not None:
             to_target = student * (target_weight * -base)
