@@ -10,6 +10,8 @@ import re
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[1]
 LIST = ROOT / "THIRD_PARTY_LICENSES.md"
 HEADER = """# Licences of what mlcorr uses
@@ -62,9 +64,11 @@ def canonical(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
-def pinned() -> list[str]:
+def pinned() -> dict[str, str]:
+    """Return the version of each package in constraints.txt, sorted by name."""
     lines = (line.partition("#")[0].strip() for line in (ROOT / "constraints.txt").read_text("utf-8").splitlines())
-    return sorted(canonical(line.partition("==")[0]) for line in lines if line)
+    parts = (line.partition("==") for line in lines if line)
+    return dict(sorted((canonical(name), version) for name, _, version in parts))
 
 
 def core() -> set[str]:
@@ -99,13 +103,15 @@ def parts(expression: str) -> set[str]:
 
 
 def rows() -> dict[str, str]:
-    """Return a line for every pinned package that is installed."""
+    """Return a line for every package that is installed in its pinned version."""
     needed, lines = core(), {}
-    for name in pinned():
+    for name, version in pinned().items():
         try:
-            lines[name] = f"| {name} | {licence(name)} | {'core' if name in needed else 'an extra'} |"
+            installed = importlib.metadata.version(name)
         except PackageNotFoundError:
             continue  # of an extra that this environment does not have
+        if installed.partition("+")[0] == version:
+            lines[name] = f"| {name} | {licence(name)} | {'core' if name in needed else 'an extra'} |"
     return lines
 
 
@@ -115,11 +121,12 @@ def listed() -> dict[str, str]:
 
 
 def test_the_list_is_that_of_the_packages() -> None:
-    found = rows()
-    assert {"torch", "numpy", "einops", "scikit-learn"} <= found.keys()
     known = listed()
-    assert {name: known.get(name) for name in found} == found
-    assert known.keys() == set(pinned())
+    assert known.keys() == pinned().keys()
+    found = rows()
+    if not found:
+        pytest.skip("no package is installed in its pinned version")
+    assert {name: known[name] for name in found} == found
 
 
 def test_every_licence_fits() -> None:
