@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-import pickle
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from io import BytesIO
 from itertools import product
 from multiprocessing import get_context
 
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from examples.data import Dataset
+from examples.data import Dataset, Split
 from examples.models import make_student
 from examples.training import Objective, Recipe, predict, train
 from mlcorr import BinaryCrossEntropyLoss, MLDLoss
@@ -111,9 +111,11 @@ def run_students(students: Sequence[Student], seeds: Sequence[int], task: Task, 
     if workers == 1:
         yield from (run_student(student, seed, task) for student, seed in jobs)
         return
-    # Pickled to bytes here, the tensors do not travel through shared memory, of which containers have little.
+    # As bytes, the tensors do not travel through shared memory, of which containers have little.
+    content = BytesIO()
+    torch.save(asdict(task), content)
     with ProcessPoolExecutor(
-        min(workers, len(jobs)), get_context("spawn"), initializer=_start_worker, initargs=(pickle.dumps(task),)
+        min(workers, len(jobs)), get_context("spawn"), initializer=_start_worker, initargs=(content.getvalue(),)
     ) as pool:
         try:
             for finished in as_completed([pool.submit(_run_in_worker, student, seed) for student, seed in jobs]):
@@ -136,7 +138,9 @@ _task: Task  # of a worker process
 def _start_worker(task: bytes) -> None:
     global _task
     torch.set_num_threads(1)
-    _task = pickle.loads(task)
+    content = torch.load(BytesIO(task), weights_only=True)
+    splits = {name: Split(**content["data"].pop(name)) for name in ("train", "evaluation")}
+    _task = Task(Dataset(**content["data"], **splits), content["teacher_logits"], Recipe(**content["recipe"]))
 
 
 def _run_in_worker(student: Student, seed: int) -> Run:
