@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from mlcorr._checks import check_floating, check_same
 
 
-def check_output(output: object, kind: type, *logits: str) -> None:
-    """Raise unless ``output`` has a ``kind``'s fields ``logits``, floating tensors (B, labels) of one shape."""
-    if not all(hasattr(output, name) for name in logits):  # wrappers may return what only looks like one
+def check_output(output: object, kind: type[Any], *logits: str) -> None:
+    """Raise unless ``output`` has the fields of a ``kind``, and ``logits`` are floating tensors (B, labels) alike."""
+    if not all(hasattr(output, name) for name in kind._fields):  # a wrapper may return what only looks like one
         raise TypeError(f"output: expected the {kind.__name__} that the model returned, got {type(output).__name__}")
     first = check_floating(f"output.{logits[0]}", getattr(output, logits[0]))
     if first.dim() != 2:
