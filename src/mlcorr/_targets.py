@@ -6,8 +6,8 @@ import torch
 
 from mlcorr._checks import FLOATING, check_same, check_tensor
 
-_UNSIGNED = (torch.bool, torch.uint8)
-_DTYPES = (*_UNSIGNED, torch.int8, torch.int16, torch.int32, torch.int64, *FLOATING)
+UNSIGNED = (torch.bool, torch.uint8)
+DTYPES = (*UNSIGNED, torch.int8, torch.int16, torch.int32, torch.int64, *FLOATING)
 _NOT_COMPARED = (  # by PyTorch, which converts them
     torch.uint16,
     torch.uint32,
@@ -25,7 +25,7 @@ def check_target(name: str, value: object, other_name: str, other: torch.Tensor)
     It comes back in float32 if it is of a dtype, such as uint16 or float8, that PyTorch cannot compare numbers of.
     """
     target = check_tensor(name, value)
-    if target.dtype not in (*_DTYPES, *_NOT_COMPARED):
+    if target.dtype not in (*DTYPES, *_NOT_COMPARED):
         raise TypeError(f"{name}: expected a bool, integer or floating-point tensor, got {target.dtype}")
     check_same(name, target, other_name, other)
     return target.float() if target.dtype in _NOT_COMPARED else target
@@ -36,7 +36,7 @@ def split_target(target: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor
 
     The second is None where the dtype of ``target`` has no negative numbers, so that all is known.
     """
-    if target.dtype in _UNSIGNED:
+    if target.dtype in UNSIGNED:
         return target.to(dtype), None
     labels = target.to(dtype)
     known = labels >= 0  # of NaN, too, which stands for unknown labels in some data

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from mlcorr._checks import check_data, check_number, check_tensor
-from mlcorr.grouping.cooccurrence import DTYPES, entries_of
+from mlcorr._targets import DTYPES
+from mlcorr.grouping.cooccurrence import entries_of
 
 
 def affinity(counts: Tensor, label_counts: Tensor, tau: float = 2.0) -> Tensor:

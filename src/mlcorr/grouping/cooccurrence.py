@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import itertools
-from collections.abc import Iterator, Mapping
 from typing import Any, Literal, NamedTuple, TypeAlias, cast
 
 import torch
@@ -12,19 +10,15 @@ import torch.distributed as dist
 from torch import Tensor
 
 from mlcorr._checks import FLOATING, check_choice, check_flag, check_integer, check_tensor
-from mlcorr._distributed import check_group, gather_rows, global_sum
+from mlcorr._distributed import check_group, global_sum
 from mlcorr._loading import WholeState
 from mlcorr._precision import no_autocast
+from mlcorr._targets import DTYPES, UNSIGNED
+from mlcorr.grouping.pair_counts import CHUNK, DensePairs, SparsePairs, coo, pairs_of
 
 Storage: TypeAlias = Literal["auto", "dense", "sparse"]
 _STORAGES: tuple[Storage, ...] = ("auto", "dense", "sparse")
 _DENSE_LABELS = 2048  # two (C, C) tables of int64 are then 64 MiB
-_UNSIGNED = (torch.bool, torch.uint8)
-_SIGNED = (torch.int8, torch.int16, torch.int32, torch.int64)
-_FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-DTYPES = (*_UNSIGNED, *_SIGNED, *_FLOATING)
-_CHUNK = 2**22  # pairs, or entries of a float32 batch, that are formed at a time
-_WAITING = 2**14  # small tensors of new pairs that may wait for merging
 _EXACT_ROWS = 2**24  # sums of ones that float32 holds exactly
 _MOST_LABELS = 3_000_000_000  # C² has to fit into int64
 
@@ -93,7 +87,7 @@ class LabelCooccurrence(WholeState):
         self.storage = storage
         self.register_buffer("rows", torch.zeros((), dtype=torch.int64))
         self.register_buffer("present", torch.zeros(self.num_labels, dtype=torch.int64))
-        pairs = _DensePairs if storage == "dense" else _SparsePairs
+        pairs = DensePairs if storage == "dense" else SparsePairs
         self.together = pairs(self.num_labels)  # of i < j, since it is symmetric
         self.unknown = pairs(self.num_labels)  # i present, j unknown
 
@@ -115,7 +109,7 @@ class LabelCooccurrence(WholeState):
         self._check(targets)
         if targets.layout == torch.strided:
             targets = targets.reshape(-1, self.num_labels)
-        if targets.layout == torch.strided and isinstance(self.together, _DensePairs):
+        if targets.layout == torch.strided and isinstance(self.together, DensePairs):
             self._count_matrix(targets)
         else:
             self._count_entries(*entries_of(targets))
@@ -139,7 +133,7 @@ class LabelCooccurrence(WholeState):
         keys, order = keys.sort()
         index = torch.stack([keys // size, keys % size])
         known = self.present[index[0]] - self.unknown.at(keys)
-        tables = (_coo(index, table, size) for table in (values[order], known))
+        tables = (coo(index, table, size) for table in (values[order], known))
         return LabelCounts(self.rows.clone(), self.present.clone(), *tables)
 
     @torch.no_grad()
@@ -157,7 +151,7 @@ class LabelCooccurrence(WholeState):
         if not counts.together.is_sparse:
             return (counts.together.double() / counts.known.clamp(min=1).double()).to(dtype)
         ratio = counts.together.values().double() / counts.known.values().clamp(min=1).double()
-        return _coo(counts.together.indices(), ratio.to(dtype), self.num_labels)
+        return coo(counts.together.indices(), ratio.to(dtype), self.num_labels)
 
     @torch.no_grad()
     def reduce(self, group: dist.ProcessGroup | None = None) -> LabelCooccurrence:
@@ -230,15 +224,15 @@ class LabelCooccurrence(WholeState):
 
     def _count_matrix(self, targets: Tensor) -> None:
         """Count a dense batch into dense tables."""
-        together, unknown = cast(_DensePairs, self.together), cast(_DensePairs, self.unknown)
+        together, unknown = cast(DensePairs, self.together), cast(DensePairs, self.unknown)
         # Products in float32 are fast, and exact for so many rows: autocast would round them.
         with no_autocast(targets):
-            for part in targets.split(min(_EXACT_ROWS, max(1, _CHUNK // self.num_labels))):
+            for part in targets.split(min(_EXACT_ROWS, max(1, CHUNK // self.num_labels))):
                 here = (part >= 1).float()
                 product = (here.T @ here).long()
                 self.present += product.diagonal()
                 together.count += product.triu_(1)
-                if targets.dtype not in _UNSIGNED:
+                if targets.dtype not in UNSIGNED:
                     unknown.count += (here.T @ (~(part >= 0)).float()).long()
 
     def _count_entries(self, row: Tensor, label: Tensor, value: Tensor) -> None:
@@ -248,134 +242,15 @@ class LabelCooccurrence(WholeState):
         row_here, here = keys // size, keys % size
         self.present += torch.bincount(here, minlength=size)
         after = torch.arange(1, len(keys) + 1, device=keys.device)
-        for pairs in _pairs(here, here, after, torch.searchsorted(row_here, row_here, right=True), size):
+        for pairs in pairs_of(here, here, after, torch.searchsorted(row_here, row_here, right=True), size):
             self.together.add(*pairs)
-        if value.dtype in _UNSIGNED:
+        if value.dtype in UNSIGNED:
             return
         keys = (row * size + label)[~(value >= 0)].unique()
         row_unknown, unknown = keys // size, keys % size
         start, stop = (torch.searchsorted(row_unknown, row_here, right=right) for right in (False, True))
-        for pairs in _pairs(here, unknown, start, stop, size):
+        for pairs in pairs_of(here, unknown, start, stop, size):
             self.unknown.add(*pairs)
-
-
-class _DensePairs(WholeState):
-    """A table of pair counts (C, C)."""
-
-    count: Tensor
-
-    def __init__(self, size: int) -> None:
-        super().__init__()
-        self.register_buffer("count", torch.zeros(size, size, dtype=torch.int64))
-
-    def add(self, keys: Tensor, values: Tensor) -> None:
-        self.count.view(-1).index_add_(0, keys, values)
-
-    def matrix(self) -> Tensor:
-        return self.count
-
-    def entries(self) -> tuple[Tensor, Tensor]:
-        flat = self.count.view(-1)
-        keys = flat.nonzero().squeeze(1)
-        return keys, flat[keys]
-
-    def at(self, keys: Tensor) -> Tensor:
-        return self.count.view(-1)[keys]
-
-    def gather(self, group: dist.ProcessGroup) -> None:
-        self.count.copy_(global_sum(self.count, group))
-
-    def reset(self) -> None:
-        self.count.zero_()
-
-
-class _SparsePairs(WholeState):
-    """Pair counts by sorted keys i·C + j.
-
-    New counts wait in a list until there are as many as old ones, so that merging costs a logarithm for each and not
-    the whole table for every batch. Whoever looks from outside finds them merged.
-    """
-
-    keys: Tensor
-    values: Tensor
-
-    def __init__(self, size: int) -> None:
-        super().__init__()
-        self.size = size
-        self.register_buffer("keys", torch.zeros(0, dtype=torch.int64))
-        self.register_buffer("values", torch.zeros(0, dtype=torch.int64))
-        self.waiting: list[tuple[Tensor, Tensor]] = []
-        self.waiting_length = 0
-
-    def add(self, keys: Tensor, values: Tensor) -> None:
-        self.waiting.append((keys, values))
-        self.waiting_length += len(keys)
-        if self.waiting_length > max(_CHUNK, len(self.keys)) or len(self.waiting) >= _WAITING:
-            self.entries()
-
-    def entries(self) -> tuple[Tensor, Tensor]:
-        if self.waiting:
-            keys, values = (torch.cat(parts) for parts in zip((self.keys, self.values), *self.waiting, strict=True))
-            self.keys, place = keys.unique(return_inverse=True)
-            self.values = torch.zeros_like(self.keys).index_add_(0, place, values)
-            self.waiting, self.waiting_length = [], 0
-        return self.keys, self.values
-
-    def matrix(self) -> Tensor:
-        keys, values = self.entries()
-        return values.new_zeros(self.size * self.size).index_copy_(0, keys, values).view(self.size, self.size)
-
-    def at(self, keys: Tensor) -> Tensor:
-        own, values = self.entries()
-        if len(own) == 0:
-            return torch.zeros_like(keys)
-        place = torch.searchsorted(own, keys).clamp(max=len(own) - 1)
-        return torch.where(own[place] == keys, values[place], 0)
-
-    def gather(self, group: dist.ProcessGroup) -> None:
-        keys, values = self.entries()
-        self.reset()
-        self.add(gather_rows(keys, group), gather_rows(values, group))
-
-    def reset(self) -> None:
-        self.keys, self.values = self.keys[:0].clone(), self.values[:0].clone()
-        self.waiting, self.waiting_length = [], 0
-
-    def _apply(self, fn: Any, recurse: bool = True) -> _SparsePairs:
-        self.entries()
-        super()._apply(fn, recurse)
-        return self
-
-    def _save_to_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        self.entries()
-        super()._save_to_state_dict(*args, **kwargs)
-
-    def _expected(self, state: Mapping[str, Any], prefix: str) -> dict[str, Tensor | None]:
-        keys = state.get(f"{prefix}keys")
-        own = torch.empty(keys.numel() if isinstance(keys, Tensor) else 0, dtype=torch.int64, device="meta")
-        return {"keys": own, "values": own}  # of any length, but of one
-
-    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
-        found = [state_dict.get(f"{prefix}{name}") for name in ("keys", "values")]
-        if all(isinstance(x, Tensor) for x in found):
-            self.reset()
-            self.keys, self.values = (self.keys.new_zeros(len(x)) for x in cast("list[Tensor]", found))
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
-
-
-def _pairs(left: Tensor, right: Tensor, start: Tensor, stop: Tensor, size: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Count pairs of ``left[e]`` with each of ``right[start[e]:stop[e]]``, as sorted keys and counts, in parts."""
-    ends = (stop - start).cumsum(0)
-    total = int(ends[-1]) if len(ends) else 0
-    bounds = torch.arange(_CHUNK, total + _CHUNK, _CHUNK, device=ends.device).clamp(max=total)
-    cuts = [0, *torch.searchsorted(ends, bounds, right=True).tolist()] if total else []
-    for first, last in itertools.pairwise(cuts):
-        length = (stop - start)[first:last]
-        before = length.cumsum(0) - length
-        offset = torch.arange(int(length.sum()), device=ends.device) - before.repeat_interleave(length)
-        partner = right[start[first:last].repeat_interleave(length) + offset]
-        keys = left[first:last].repeat_interleave(length) * size + partner
-        yield keys.unique(return_counts=True)
 
 
 def entries_of(targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -400,9 +275,3 @@ def _from_scipy(matrix: Any, device: torch.device) -> Tensor:
     except TypeError as error:
         raise TypeError(f"targets: expected numbers that PyTorch has, got {matrix.data.dtype}") from error
     return torch.sparse_coo_tensor(index, values, matrix.shape, device=device, check_invariants=True)
-
-
-def _coo(index: Tensor, values: Tensor, size: int) -> Tensor:
-    return torch.sparse_coo_tensor(
-        index, values, (size, size), device=values.device, is_coalesced=True, check_invariants=False
-    )
