@@ -8,7 +8,7 @@ from mlcorr._checks import FLOATING, check_same, check_tensor
 
 UNSIGNED = (torch.bool, torch.uint8)
 DTYPES = (*UNSIGNED, torch.int8, torch.int16, torch.int32, torch.int64, *FLOATING)
-_NOT_COMPARED = (  # by PyTorch, which converts them
+CONVERTED = (  # PyTorch converts them to others, and does little else with them
     torch.uint16,
     torch.uint32,
     torch.uint64,
@@ -25,10 +25,10 @@ def check_target(name: str, value: object, other_name: str, other: torch.Tensor)
     It comes back in float32 if it is of a dtype, such as uint16 or float8, that PyTorch cannot compare numbers of.
     """
     target = check_tensor(name, value)
-    if target.dtype not in (*DTYPES, *_NOT_COMPARED):
+    if target.dtype not in (*DTYPES, *CONVERTED):
         raise TypeError(f"{name}: expected a bool, integer or floating-point tensor, got {target.dtype}")
     check_same(name, target, other_name, other)
-    return target.float() if target.dtype in _NOT_COMPARED else target
+    return target.float() if target.dtype in CONVERTED else target
 
 
 def split_target(target: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor | None]:

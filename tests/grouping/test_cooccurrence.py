@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from torch import Tensor
 
 from mlcorr import LabelCooccurrence
-from mlcorr.grouping import cooccurrence
+from mlcorr.grouping import cooccurrence, pair_counts
 from tests.ranks import run_ranks
 from tests.reference import oprl as loops
 
@@ -154,7 +154,8 @@ def test_chunks_do_not_show(storage: str, monkeypatch: pytest.MonkeyPatch) -> No
     targets = draw_targets(20, 8)
     expected = counted(targets)
     for chunk in (1, 7, 50):
-        monkeypatch.setattr(cooccurrence, "_CHUNK", chunk)
+        for module in (cooccurrence, pair_counts):
+            monkeypatch.setattr(module, "CHUNK", chunk)
         for form in (targets, targets.float().to_sparse()):
             counts = LabelCooccurrence(8, storage=storage)
             for part in (form, form):
@@ -329,7 +330,7 @@ def test_nothing_is_counted_of_what_is_refused(storage: str) -> None:
 
 
 def test_rows_that_come_one_by_one_are_merged(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cooccurrence, "_WAITING", 4)
+    monkeypatch.setattr(pair_counts, "_WAITING", 4)
     counts = LabelCooccurrence(3, storage="sparse")
     for _ in range(50):
         counts.update(torch.tensor([[1, 1, 0]]))

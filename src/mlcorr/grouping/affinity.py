@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mlcorr._checks import check_data, check_number, check_tensor
-from mlcorr._targets import DTYPES
+from mlcorr._targets import CONVERTED, DTYPES
 from mlcorr.grouping.cooccurrence import entries_of
 
 
@@ -145,7 +145,7 @@ def symmetric(row: Tensor, column: Tensor, half: Tensor, size: int) -> Any:
 def _check(table: Tensor, labels: Tensor, names: tuple[str, str] = ("counts", "label_counts")) -> None:
     for name, tensor in zip(names, (table, labels), strict=True):
         check_data(name, tensor)
-        if tensor.dtype not in DTYPES:
+        if tensor.dtype not in (DTYPES if tensor.layout != torch.strided else (*DTYPES, *CONVERTED)):
             raise TypeError(f"{name}: expected a bool, integer or floating-point tensor, got {tensor.dtype}")
         if tensor.layout not in (torch.strided, torch.sparse_coo, torch.sparse_csr):
             raise ValueError(f"{name}: expected a dense, sparse COO or sparse CSR tensor, got {tensor.layout}")
