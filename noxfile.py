@@ -68,6 +68,13 @@ def newest(session: nox.Session) -> None:
     session.run("python", "-m", "pytest", *session.posargs)
 
 
+@nox.session
+def audit(session: nox.Session) -> None:
+    """Ask whether anything is known against a pinned version; needs the network."""
+    session.install("pip-audit")
+    session.run("pip-audit", "--strict", "--no-deps", "--disable-pip", "--requirement", "constraints.txt")
+
+
 @nox.session(python=["3.10", "3.13"])
 def wheel(session: nox.Session) -> None:
     """Install the wheel that lies in dist with only what it asks for, import all of it, then run the tests on it."""
