@@ -13,8 +13,8 @@ from mlcorr.losses._probabilities import log_probabilities
 
 Inputs: TypeAlias = Literal["logits", "probabilities"]
 
-# Where a focusing factor no longer depends on x, the other factor of its gradient may overflow: it sees x up to here.
-_FAR = 1e30
+# Further out no factor depends on x in any dtype: either it is 1, or what it multiplies is 0.
+_FAR = 1e3
 
 
 def focal_terms(
@@ -30,7 +30,7 @@ def focal_terms(
     p, log_p, log_not_p = _log_probabilities(x, inputs)
     focal_log_p, focal_log_not_p = log_p, log_not_p
     if not detach and inputs == "logits":
-        _, focal_log_p, focal_log_not_p = _log_probabilities(x.clamp(-_FAR, _FAR), inputs)
+        focal_log_p, focal_log_not_p = _constant_far_out(log_p, x), _constant_far_out(log_not_p, x)
     positive = _focus(focal_log_not_p, gamma_pos, detach) * -log_p
     if clip == 0:
         negative = _focus(focal_log_p, gamma_neg, detach) * -log_not_p
@@ -41,7 +41,12 @@ def focal_terms(
 
 def focal_positive(x: Tensor, gamma: float) -> Tensor:
     """Return −(1 − p)^γ·log p of logits, the factor not detached; of −x it is the negative term without a clip."""
-    return _focus(F.logsigmoid(-x.clamp(-_FAR, _FAR)), gamma, False) * -F.logsigmoid(x)
+    return _focus(_constant_far_out(F.logsigmoid(-x), x), gamma, False) * -F.logsigmoid(x)
+
+
+def _constant_far_out(log_base: Tensor, x: Tensor) -> Tensor:
+    """Return ``log_base`` without its gradient where x is far from 0, whose other factor may overflow there."""
+    return torch.where(x.abs() < _FAR, log_base, log_base.detach())
 
 
 def _log_probabilities(x: Tensor, inputs: Inputs) -> tuple[Tensor, Tensor, Tensor]:
