@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from torch import Tensor
 
 from mlcorr import MLDLoss
+from mlcorr._reduction import Reduction
 from mlcorr.functional import mld_loss
 from tests.reference.losses import bernoulli_divergence, sigmoid
 
@@ -97,6 +98,32 @@ def test_no_temperature_makes_the_largest_logits_overflow(temperature: float) ->
     torch.testing.assert_close(student.grad, temperature * torch.tensor(slopes, dtype=torch.float64))
     usual = sigmoid(2 / temperature) * sigmoid(-2 / temperature)
     torch.testing.assert_close(teacher.grad, torch.tensor([0, 0, largest / 4, 0, usual], dtype=torch.float64))
+
+
+@pytest.mark.parametrize("reduction", ["sum", "batchmean", "mean"])
+def test_a_low_temperature_keeps_sums_from_overflow(reduction: Reduction) -> None:
+    largest = torch.full((2, 4), torch.finfo(torch.float32).max, requires_grad=True)
+    loss = mld_loss(largest, -largest.detach(), temperature=1e-3, reduction=reduction)
+    of = {"sum": 8, "batchmean": 4, "mean": 1}[reduction]
+    torch.testing.assert_close(loss.double(), of * 1e-3 * largest[0, 0].double(), rtol=1e-6, atol=0)
+    torch.testing.assert_close(torch.autograd.grad(loss, largest)[0], torch.full((2, 4), of / 8 * 1e-3))
+
+
+@pytest.mark.parametrize(("dtype", "accuracy"), [(torch.float32, 1e-5), (torch.float64, 4e-12)])
+@pytest.mark.parametrize("temperature", [1.5, 4.0, 30.0, 100.0, 1e4, 1e9])
+def test_a_high_temperature_does_not_enlarge_rounding(temperature: float, dtype: torch.dtype, accuracy: float) -> None:
+    """T² times what rounding leaves of a difference of softplus would be off by a tenth at 100."""
+    student, teacher = 3 * torch.randn(2, 200, dtype=dtype, generator=torch.Generator().manual_seed(0))
+    loss = mld_loss(student, teacher, temperature=temperature, reduction="none")
+    pairs = zip(student.tolist(), teacher.tolist(), strict=True)
+    exact = [temperature**2 * bernoulli_divergence(s / temperature, t / temperature) for s, t in pairs]
+    torch.testing.assert_close(loss.double(), torch.tensor(exact, dtype=torch.float64), rtol=accuracy, atol=0)
+
+
+@pytest.mark.parametrize("temperature", [0, 1e-13, 2.0**-1074, 1e13, 1e308])
+def test_a_temperature_beyond_what_float32_can_square_is_an_error(temperature: float) -> None:
+    with pytest.raises(ValueError, match="temperature: expected a number in "):
+        mld_loss(torch.zeros(2, 3), torch.ones(2, 3), temperature=temperature)
 
 
 def test_a_sure_teacher_of_probabilities_has_a_gradient() -> None:

@@ -46,8 +46,8 @@ def mld_loss(
             float32 or float64.
         teacher: The same of the teacher. It gets a gradient if it requires one.
         mask: Boolean (..., C), True where the entry counts.
-        temperature: > 0; divides the logits as in Hinton et al., and its square multiplies the loss. Only 1 with
-            ``inputs="probabilities"``.
+        temperature: From 1e-12 to 1e12; divides the logits as in Hinton et al., and its square multiplies the loss.
+            Only 1 with ``inputs="probabilities"``.
         weight: Factor per label (C,) or any shape that broadcasts to the inputs'.
         inputs: "logits" or "probabilities" in [0, 1]; of probabilities the logarithms are clamped at −100.
         reduction: "batchmean" (sum over labels, mean over rows with a valid entry), "mean" over valid entries,
@@ -100,8 +100,10 @@ def mld_loss(
         divergence = teacher * (log_t - log_s) + (1 - teacher) * (log_not_t - log_not_s)
     if weight is not None:
         divergence = divergence * weight.to(dtype)
+    if temperature < 1:
+        divergence = temperature * divergence  # now, since a sum of what is T times too large may overflow
     loss = reduce(divergence, mask, reduction)
-    return loss if temperature == 1.0 else temperature * loss
+    return temperature * loss if temperature > 1 else loss
 
 
 class MLDLoss(WholeState):
@@ -156,7 +158,7 @@ class MLDLoss(WholeState):
 def _check_configuration(temperature: float, inputs: Inputs, reduction: Reduction) -> float:
     check_choice("inputs", inputs, ("logits", "probabilities"))
     check_choice("reduction", reduction, REDUCTIONS)
-    checked = check_number("temperature", temperature, minimum=0.0, exclusive=True)
+    checked = check_number("temperature", temperature, minimum=1e-12, maximum=1e12)  # float32 holds squares of them
     if inputs == "probabilities" and checked != 1.0:
         raise ValueError(f"temperature: expected 1 with inputs='probabilities', got {checked}; pass logits")
     return checked
@@ -179,7 +181,14 @@ class _BernoulliDivergence(torch.autograd.Function):
         negative = -teacher.abs()
         divergence = _minus_softplus(negative, temperature) - _minus_softplus(flipped, temperature)
         probability = (negative if temperature == 1.0 else negative / temperature).sigmoid()
-        return torch.addcmul(divergence, probability, half_difference(negative, flipped), value=2)
+        half = half_difference(negative, flipped)
+        divergence = torch.addcmul(divergence, probability, half, value=2)
+        if temperature <= 1:
+            return divergence
+        # T² enlarges the rounding of summands that a high temperature makes all but equal.
+        distance = half * (-2 / temperature)
+        near = distance.abs() < 1
+        return torch.where(near, temperature * _near(probability, torch.where(near, distance, 0.0)), divergence)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG004
@@ -199,6 +208,15 @@ class _BernoulliDivergence(torch.autograd.Function):
             slope = probability * t.neg().sigmoid()
             grad_teacher = (grad / ctx.temperature) * (2 * slope * half_difference(teacher, student))
         return grad_student, grad_teacher, None
+
+
+def _near(p: Tensor, distance: Tensor) -> Tensor:
+    """Return the divergence of p <= 1/2 and a probability whose logit is ``distance`` further, which is less than 1."""
+    slope = p * (1 - p)
+    # Three terms of its series; from here on the difference has as many digits.
+    series = slope * distance.square() / 2 * (1 + distance * ((1 - 2 * p) / 3 + distance * (1 - 6 * slope) / 12))
+    few = 4 * torch.finfo(p.dtype).eps ** 0.25
+    return torch.where(distance.abs() < few, series, (p * distance.expm1()).log1p() - p * distance)
 
 
 def _minus_softplus(x: Tensor, temperature: float) -> Tensor:
