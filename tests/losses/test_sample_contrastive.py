@@ -385,3 +385,19 @@ def test_similarities_as_wide_as_can_be_keep_their_digits(temperature: float) ->
     torch.testing.assert_close(loss.double(), truth, rtol=1e-6, atol=0.0)
     (actual,), (expected,) = torch.autograd.grad(loss, x), torch.autograd.grad(truth, exact)
     torch.testing.assert_close(actual.double(), expected, rtol=1e-5, atol=1e-6 * expected.abs().max().item())
+
+
+@pytest.mark.parametrize("block_size", [16, 1024])
+@pytest.mark.parametrize("temperature", [1e-12, 1e-9, 1e-6])
+def test_gradients_of_a_low_temperature_are_those_of_the_log_sum_exp(temperature: float, block_size: int) -> None:
+    """A similarity and the one the other way round differ by more than 1 when rounded."""
+    x = torch.randn(40, 8, generator=torch.Generator().manual_seed(0))
+    labels = torch.arange(40) % 3
+
+    def gradient(x: Tensor) -> Tensor:
+        x = x.requires_grad_()
+        loss = sample_contrastive_loss(x, labels, temperature=temperature, block_size=block_size)
+        return torch.autograd.grad(loss, x)[0].double()
+
+    expected = gradient(x.double())
+    assert (gradient(x) - expected).abs().max() <= 2e-6 * expected.abs().max()

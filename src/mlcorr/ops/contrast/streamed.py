@@ -100,9 +100,12 @@ def gradient(
             by_row = factor[i].unsqueeze(1)
             weights = s.exp_().mul_(by_row + factor[j] if same else by_row)
         else:
-            # No share is above 1. An s rounds otherwise where row and column change places, and a large one by much.
+            # No share is above 1. An s rounds otherwise where row and column change places, and a large one by much: a
+            # row's log-sum-exp is of its own.
             weights = (s - lse[i].unsqueeze(1)).clamp_(max=0).exp_().mul_(grad_lse[i].unsqueeze(1))
-            if same:
+            if block.own:
+                weights = weights + weights.mT
+            elif same:
                 weights += s.sub_(lse[j]).clamp_(max=0).exp_().mul_(grad_lse[j])
         weights = block.without_itself(weights, 0.0)
         if grad_positive is not None:
