@@ -63,11 +63,22 @@ def test_average_message_properties() -> None:
     torch.testing.assert_close(average_message(constant), 2 * constant)  # rows of K sum to 2
     one = torch.randn(2, 1, 3)
     assert torch.equal(average_message(one), one)
+    assert average_message(one).data_ptr() != one.data_ptr()
     two = average_message(torch.randn(2, 2, 3))
     assert torch.equal(two[:, 0], two[:, 1])
     x = torch.randn(4, 6, 3, dtype=torch.float64)
     torch.testing.assert_close(torch.func.vmap(average_message)(x), average_message(x))
     assert torch.autograd.gradgradcheck(average_message, x.requires_grad_(), fast_mode=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_average_message_of_the_largest_numbers(dtype: torch.dtype) -> None:
+    largest = torch.finfo(dtype).max
+    signs = torch.tensor([1, 1, 1, -1, -1, -1, -1])[:, None]  # any running sum of the first three would overflow
+    x = torch.full((7, 2), largest, dtype=dtype) * signs
+    expected = (x.double() / largest) + (-1 - signs) / 6
+    torch.testing.assert_close(average_message(-x).double() / largest, -expected, rtol=1e-2, atol=1e-2)
+    assert (average_message(torch.full((5, 2), largest / 2, dtype=dtype)) <= largest).all()
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -148,7 +159,9 @@ def test_silent_weights_and_empty_schedules() -> None:
     torch.nn.init.zeros_(layer.weight)
     assert torch.equal(layer(x), x)
     empty = gcn(3, 5, adjacency(5), schedule=())
-    assert empty(x) is x
+    result = empty(x)
+    assert torch.equal(result, x)
+    assert result.data_ptr() != x.data_ptr()
     assert not empty.weight.requires_grad
 
 

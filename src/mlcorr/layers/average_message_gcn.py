@@ -44,8 +44,8 @@ def average_message(x: Tensor) -> Tensor:
         x: (..., C, D); float16, bfloat16, float32 or float64. Half precision is summed in float32.
 
     Returns:
-        (..., C, D) in the dtype of ``x``. With C = 1 there is no other label and the result is ``x``; with C = 2 both
-        labels get the same vector, since K is then all ones.
+        (..., C, D) in the dtype of ``x``. With C = 1 there is no other label and the result is a copy of ``x``; with
+        C = 2 both labels get the same vector, since K is then all ones.
 
     Raises:
         TypeError: ``x`` is no floating-point tensor.
@@ -67,10 +67,11 @@ def average_message(x: Tensor) -> Tensor:
     check_floating("x", x, min_dim=2)
     num_labels = x.shape[-2]
     if num_labels <= 1:
-        return x
+        return x.clone()
     wide = x.to(compute_dtype(x))
-    # K = (1 − k)·I + k·11ᵀ with k = 1/(C − 1)
-    return torch.lerp(wide, wide.sum(-2, keepdim=True), 1 / (num_labels - 1)).to(x.dtype)
+    # K = (1 − k)·I + k·11ᵀ with k = 1/(C − 1), which comes before the sum, so that the largest numbers do not overflow.
+    k = 1 / (num_labels - 1)
+    return torch.add((k * wide).sum(-2, keepdim=True), wide, alpha=1 - k).to(x.dtype)
 
 
 class AverageMessageGCN(WholeState):
@@ -89,7 +90,7 @@ class AverageMessageGCN(WholeState):
         cooccurrence: A (C, C), dense or a sparse COO or CSR tensor, non-negative; ``A[i, j]`` is the probability of
             label j given label i (:meth:`mlcorr.LabelCooccurrence.conditional`). None is the identity until
             :meth:`set_cooccurrence` is called or a checkpoint with an adjacency is loaded.
-        schedule: Message of each layer, "cooccurrence" or "average". Empty, the module returns its input.
+        schedule: Message of each layer, "cooccurrence" or "average". Empty, the module returns a copy of its input.
         diagonal: "one" and "zero" write that number on the diagonal of A, "counts" leaves A as supplied. Of
             :meth:`mlcorr.LabelCooccurrence.conditional`, whose diagonal is 1, "one" changes only the rows of labels
             that were never seen.
@@ -231,7 +232,7 @@ class AverageMessageGCN(WholeState):
             raise ValueError(f"x: expected the shape (..., {self.num_labels}, {self.dim}), got {tuple(x.shape)}")
         check_dtype("x", x, "the weights", self.weight)
         if not self.schedule:
-            return x
+            return x.clone()
         wide = h = x.to(compute_dtype(x))  # sums of messages outgrow half precision
         autocast = in_autocast(x)
         in_half = autocast or x.dtype != wide.dtype
