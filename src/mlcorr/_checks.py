@@ -132,7 +132,9 @@ def check_broadcastable(name: str, value: object, other_name: str, other: torch.
     """Return ``value`` if it is a tensor that broadcasts to the shape of ``other`` on its device."""
     tensor = check_tensor(name, value)
     trailing = other.shape[other.dim() - tensor.dim() :] if tensor.dim() <= other.dim() else None
-    if trailing is None or any(size not in (1, wanted) for size, wanted in zip(tensor.shape, trailing, strict=True)):
+    # Not `size in (1, wanted)`, which is False to a compiler where `wanted` is any number.
+    fits = trailing is not None and all(s == 1 or s == w for s, w in zip(tensor.shape, trailing, strict=True))
+    if not fits:
         raise ValueError(
             f"{name}: expected a shape that broadcasts to {other_name}'s {tuple(other.shape)}, "
             f"got {tuple(tensor.shape)}"

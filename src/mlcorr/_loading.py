@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
+
+from mlcorr._checks import kind_of
 
 
 class WholeState(nn.Module):
@@ -21,8 +23,12 @@ class WholeState(nn.Module):
 
         Raises:
             RuntimeError: Names, shapes or kinds of numbers do not fit.
+            TypeError: A name is no string.
         """
         if isinstance(state_dict, Mapping):
+            for name in state_dict:
+                if not isinstance(name, str):
+                    raise TypeError(f"state_dict: expected names of tensors as keys, got {kind_of(name)}")
             found = list(_problems(self, state_dict, strict))
             if found:
                 message = "\n\t".join(found)
@@ -36,6 +42,13 @@ class WholeState(nn.Module):
     def _refuse(self, state: Mapping[str, Any], prefix: str) -> str | None:  # noqa: ARG002
         """Return, or raise, why what has the names and shapes of a state is none for this module."""
         return None
+
+
+def incomplete(names: Iterable[str], state: Mapping[str, Any], prefix: str) -> str | None:
+    """Return why ``state`` cannot be taken over if it has some of ``names``, which mean nothing apart, but not all."""
+    names = list(names)
+    given = [name for name in names if prefix + name in state]
+    return f"expected {', '.join(names)}, got {', '.join(given)} alone" if 0 < len(given) < len(names) else None
 
 
 def _own(module: nn.Module) -> dict[str, Tensor | None]:
@@ -54,11 +67,13 @@ def _problems(root: WholeState, state: Mapping[str, Any], strict: bool) -> Itera
         prefix = f"{path}." if path else ""
         if any(prefix.startswith(other) for other in elsewhere):
             continue
-        if part._load_state_dict_pre_hooks:
+        way = part._load_from_state_dict
+        known_way = str(way.__module__).startswith(("mlcorr.", "torch.nn.modules."))
+        if part._load_state_dict_pre_hooks or not known_way:  # which may change what its parts are given, too
             elsewhere.append(prefix)
             continue
         ours = isinstance(part, WholeState)
-        own_way = type(part)._load_from_state_dict is not nn.Module._load_from_state_dict
+        own_way = getattr(way, "__func__", way) is not nn.Module._load_from_state_dict
         if ours:
             reason = part._refuse(state, prefix)
             if reason is not None:
@@ -71,7 +86,7 @@ def _problems(root: WholeState, state: Mapping[str, Any], strict: bool) -> Itera
             if prefix + name in state:
                 # Averaged buffers of others, such as a number of batches, are no whole numbers any more.
                 kind = ours or name in part._parameters
-                unfit += _unfit(prefix + name, state[prefix + name], own, kind=kind)
+                unfit += unfit_tensor(prefix + name, state[prefix + name], own, kind=kind)
             elif ours or not own_way:
                 missing.append(prefix + name)
         if own_way and not ours:
@@ -91,16 +106,26 @@ def _under(prefix: str, state: Mapping[str, Any]) -> list[str]:
     return [name for name in state if name.startswith(prefix)]
 
 
-def _unfit(name: str, given: Any, own: Tensor | None, *, kind: bool) -> Iterator[str]:
+def unfit_tensor(name: str, given: Any, own: Tensor | None, *, kind: bool = True) -> Iterator[str]:
     """Yield why ``given`` cannot become ``own``, with ``kind`` also where whole numbers are not."""
     if own is None or is_lazy(own):
         return
     if not isinstance(given, Tensor):
         yield f"{name}: expected a tensor, got {type(given).__name__}"
+    elif _form(given) != _form(own):
+        yield f"{name}: expected a {_form(own)} tensor, got a {_form(given)} one"
+    elif given.is_meta and not own.is_meta:
+        yield f"{name}: expected a tensor with numbers in it, got one on the device {given.device}"
     elif given.shape != own.shape and not (own.dim() == 0 and given.shape == (1,)):  # as old files have numbers
         yield f"size mismatch for {name}: expected {tuple(own.shape)}, got {tuple(given.shape)}"
     elif kind and _kind(given) != _kind(own):
         yield f"dtype mismatch for {name}: expected one like {own.dtype}, got {given.dtype}"
+
+
+def _form(x: Tensor) -> str:
+    if x.is_nested or x.is_quantized:
+        return "nested" if x.is_nested else "quantized"
+    return "dense" if x.layout == torch.strided else str(x.layout)
 
 
 def _kind(x: Tensor) -> str:

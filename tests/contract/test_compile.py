@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
+from mlcorr import AsymmetricLoss, MLDLoss
 from tests.contract.case import Arguments, Case, Sizes, Thing, a_module, each_case, scalar, tensors, with_gradients
 from tests.contract.cases import CASES
 from tests.losses.compilers import need_compiler
@@ -90,6 +91,22 @@ def test_one_graph(name: str) -> None:
     few = () if pictures or name.partition(",")[0] in CHOOSES_BY_ROWS else (2,)
     counts = graphs(case, backend, (*ROWS, *few), dynamic=None if pictures else True)
     # The first call counts the attempt that finds out which numbers are constants too.
+    assert counts == [counts[0]] * len(counts)
+
+
+@pytest.mark.parametrize("shape", [(3,), (1,), (1, 3), ()])
+@pytest.mark.parametrize("make", [AsymmetricLoss, MLDLoss])
+def test_one_graph_with_weights_in_a_module(make: Callable[..., nn.Module], shape: tuple[int, ...]) -> None:
+    def draw(sizes: Sizes) -> Arguments:
+        generator = torch.Generator().manual_seed(sizes.seed)
+        return {name: torch.rand(sizes.rows, 3, generator=generator) for name in ("of", "to")}
+
+    def call(loss: Thing, arguments: Arguments) -> Any:
+        return loss(arguments["of"], arguments["to"])
+
+    weight = torch.rand(shape)
+    case = Case(kind="loss", make=lambda sizes: make(weight=weight), draw=draw, leaves=("of",), call=call)  # noqa: ARG005
+    counts = graphs(case, "aot_eager", (*ROWS, 2))
     assert counts == [counts[0]] * len(counts)
 
 

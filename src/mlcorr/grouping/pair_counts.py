@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from mlcorr._distributed import gather_rows, global_sum
-from mlcorr._loading import WholeState
+from mlcorr._loading import WholeState, incomplete
 
 CHUNK = 2**22  # pairs that are formed at a time
 _WAITING = 2**14  # small tensors of new pairs that may wait for merging
@@ -125,7 +125,14 @@ class SparsePairs(WholeState):
         own = torch.empty(keys.numel() if isinstance(keys, Tensor) else 0, dtype=torch.int64, device="meta")
         return {"keys": own, "values": own}  # of any length, but of one
 
+    def _refuse(self, state: Mapping[str, Any], prefix: str) -> str | None:
+        return incomplete(("keys", "values"), state, prefix)
+
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        reason = self._refuse(state_dict, prefix)
+        if reason is not None:
+            args[-1].append(f"{prefix[:-1]}: {reason}")
+            return
         found = [state_dict.get(f"{prefix}{name}") for name in ("keys", "values")]
         if all(isinstance(x, Tensor) for x in found):
             self.reset()

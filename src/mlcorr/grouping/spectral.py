@@ -15,7 +15,7 @@ from torch import Tensor
 from mlcorr._checks import check_choice, check_floating, check_integer, check_number
 from mlcorr._distributed import check_group, global_sum
 from mlcorr._extra_state import decoded, encoded
-from mlcorr._loading import WholeState
+from mlcorr._loading import WholeState, unfit_tensor
 from mlcorr._precision import compute_dtype
 from mlcorr.grouping.affinity import affinity, half_affinity, symmetric
 from mlcorr.grouping.cooccurrence import LabelCooccurrence
@@ -245,9 +245,8 @@ class SpectralLabelGrouping(WholeState):
     def set_extra_state(self, state: Tensor) -> None:
         """Take over what ``get_extra_state`` gave."""
         content = decoded(state, *_EXTRA)
-        self.names = self.names or tuple(content.get("names") or ()) or None
-        self.num_groups, found = content["num_groups"], content.get("found")
-        self._found = found and (found[0], *(math.nan if number is None else number for number in found[1:]))
+        self.names = self.names or tuple(content["names"] or ()) or None
+        self.num_groups, self._found = content["num_groups"], _found_in(content)
 
     def extra_repr(self) -> str:
         """Return the configuration for ``print``."""
@@ -269,22 +268,36 @@ class SpectralLabelGrouping(WholeState):
         if f"{prefix}co_groups" in state_dict and f"{prefix}_extra_state" not in state_dict:
             fitted = bool((self.co_groups >= 0).all()) and bool((self.dis_groups >= 0).all())
             self._found = ("loaded", self.tau, math.nan, math.nan) if fitted else None
+            if self.auto_groups and fitted:
+                self.num_groups = _least_number(self.co_groups, self.dis_groups)
 
     def _refuse(self, state_dict: Mapping[str, Any], prefix: str) -> str | None:
         """Why the state of another module cannot be taken over."""
-        groups = state_dict.get(f"{prefix}co_groups")
-        if isinstance(groups, Tensor) and len(groups) != self.num_labels:
-            return f"size mismatch: expected {self.num_labels} labels, got {len(groups)}"
+        given = [state_dict.get(f"{prefix}{relation}_groups") for relation in RELATIONS]
+        wrong = [x.numel() for x in given if isinstance(x, Tensor) and x.numel() != self.num_labels]
+        if wrong:
+            return f"size mismatch: expected {self.num_labels} labels, got {wrong[0]}"
+        groups = [x for x in given if x is not None and not any(unfit_tensor("", x, self.co_groups))]
         extra = state_dict.get(f"{prefix}_extra_state")
         if extra is None:
-            return None
+            number = _least_number(*groups)
+            few = self.auto_groups or number <= self.num_groups
+            return None if few else f"size mismatch: expected {self.num_groups} groups, got {number}"
         content = decoded(extra, *_EXTRA)
-        names = content.get("names")
-        if self.names and names and tuple(names) != self.names:
+        try:
+            names = check_names("names", content["names"], self.num_labels)
+            number = check_integer("num_groups", content["num_groups"], minimum=1)
+            method, tau, *cuts = _found_in(content) or ("", self.tau)
+            fitted = groups if content["found"] is not None else ()
+            for x in fitted:
+                LabelGroups(x, x, names, number, tau, method, *cuts)
+        except (TypeError, ValueError) as error:
+            return str(error)
+        if self.names and names and names != self.names:
             same = set(names) == set(self.names)
             return "other names: expected the labels' names" + (" in the same order" if same else "")
-        if not self.auto_groups and content.get("num_groups") != self.num_groups:
-            return f"size mismatch: expected {self.num_groups} groups, got {content.get('num_groups')}"
+        if not self.auto_groups and number != self.num_groups:
+            return f"size mismatch: expected {self.num_groups} groups, got {number}"
         return None
 
     @property
@@ -353,6 +366,23 @@ class SpectralLabelGrouping(WholeState):
             raise ValueError(
                 f"{name}: expected the device of the groups, {self.co_groups.device}, got {features.device}"
             )
+
+
+def _found_in(content: dict[str, Any]) -> tuple[str, float, float, float] | None:
+    """Return method, tau and cuts of an extra state, None where there are no groups."""
+    found = content["found"]
+    if found is None:
+        return None
+    if not isinstance(found, list) or len(found) != 4:
+        raise ValueError(f"found: expected method, tau and two cuts, got {found!r}")
+    method, *numbers = found
+    tau, co, dis = (math.nan if number is None else number for number in numbers)
+    return method, tau, co, dis
+
+
+def _least_number(*groups: Tensor) -> int:
+    """Return how many groups there are at least."""
+    return max((int(x.max()) + 1 for x in groups if x.numel()), default=0)
 
 
 def _canonical_order(present: Tensor, together: Tensor) -> Tensor:

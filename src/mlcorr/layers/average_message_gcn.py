@@ -22,7 +22,7 @@ from mlcorr._checks import (
     check_sequence,
     check_tensor,
 )
-from mlcorr._loading import WholeState
+from mlcorr._loading import WholeState, incomplete
 from mlcorr._precision import check_dtype, compute_dtype, in_autocast, no_autocast
 
 Message: TypeAlias = Literal["cooccurrence", "average"]
@@ -32,6 +32,7 @@ _DIAGONALS: tuple[Diagonal, ...] = ("one", "zero", "counts")
 _STEEPEST = torch.finfo(torch.float32).max  # PyTorch takes no slope beyond
 _LARGE = 1024.0  # messages up to it go into a product of half precision as they are
 _SPARSE_LAYOUTS = (torch.sparse_coo, torch.sparse_csr)
+_SPARSE_NAMES = tuple(f"cooccurrence_{part}" for part in ("rows", "columns", "values"))  # of buffers
 
 
 def average_message(x: Tensor) -> Tensor:
@@ -286,7 +287,7 @@ class AverageMessageGCN(WholeState):
     def _expected(self, state: Mapping[str, Any], prefix: str) -> dict[str, Tensor | None]:
         """Let any adjacency of as many labels take the place of this one's."""
         own = super()._expected(state, prefix)
-        names = [f"cooccurrence{part}" for part in ("", "_rows", "_columns", "_values")]
+        names = ["cooccurrence", *_SPARSE_NAMES]
         dense, *sparse = (state.get(prefix + name) for name in names)
         if dense is None and not any(isinstance(part, Tensor) for part in sparse):
             return own
@@ -298,15 +299,20 @@ class AverageMessageGCN(WholeState):
         rows = like.new_empty(size + 1, dtype=torch.int64)
         return {**rest, **dict(zip(names[1:], (rows, entries.long(), entries), strict=True))}
 
+    def _refuse(self, state: Mapping[str, Any], prefix: str) -> str | None:
+        return incomplete(_SPARSE_NAMES, state, prefix)
+
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         """Make room for the adjacency that the checkpoint holds, whatever its layout and number of entries."""
         size, device, dtype = self.num_labels, self.weight.device, self.weight.dtype
         dense, rows, columns = (state_dict.get(f"{prefix}cooccurrence{part}") for part in ("", "_rows", "_columns"))
         labels = len(dense) if dense is not None else size if rows is None else len(rows) - 1
-        if labels != size:
+        reason = self._refuse(state_dict, prefix)
+        if reason is None and labels != size:
+            reason = f"size mismatch for {prefix}cooccurrence: expected {size} labels, got {labels}"
+        if reason is not None:
             # Said here, before there is room for a foreign adjacency in place of the own one.
-            errors = args[-1]
-            errors.append(f"size mismatch for {prefix}cooccurrence: expected {size} labels, got {labels}")
+            args[-1].append(reason)
             return
         if dense is not None:
             self._store(dense=torch.zeros(size, size, device=device, dtype=dtype))

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mlcorr._loading import WholeState
+from mlcorr._loading import WholeState, incomplete, unfit_tensor
 
 
 class MemoryBank(WholeState):
@@ -33,23 +33,18 @@ class MemoryBank(WholeState):
         raise NotImplementedError
 
     def _refuse(self, state: Mapping[str, Any], prefix: str) -> str | None:
-        own = dict(self.named_buffers())
-        given = [name for name in own if prefix + name in state]
-        return f"expected {', '.join(own)}, got {', '.join(given)} alone" if 0 < len(given) < len(own) else None
+        return incomplete(dict(self.named_buffers()), state, prefix)
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         """Take over a whole bank of this size, or nothing of it: a pointer into another one means nothing here."""
         errors: list[str] = args[-1]
         before = len(errors)
-        own = dict(self.named_buffers())
-        given = {name: state_dict[prefix + name] for name in own if prefix + name in state_dict}
         reason = self._refuse(state_dict, prefix)
         if reason is not None:
             errors.append(f"{prefix[:-1]}: {reason}")
-        for name, value in given.items():
-            if value.shape != own[name].shape:
-                expected, found = tuple(own[name].shape), tuple(value.shape)
-                errors.append(f"size mismatch for {prefix}{name}: expected {expected}, got {found}")
+        for name, own in self.named_buffers():
+            if prefix + name in state_dict:
+                errors += unfit_tensor(prefix + name, state_dict[prefix + name], own)
         if len(errors) == before:
             super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 

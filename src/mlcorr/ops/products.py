@@ -13,7 +13,9 @@ from mlcorr._precision import no_autocast
 
 def product(a: Tensor, b: Tensor) -> Tensor:
     """Return a @ b, of two matrices of one dtype, in it; and so its gradients, wherever somebody calls backward."""
-    return cast(Tensor, _Product.apply(a, b))
+    # A compiler refuses a function with forward derivatives, which it does not take either.
+    function = _Product if torch.compiler.is_compiling() else _ProductWithTangents
+    return cast(Tensor, function.apply(a, b))
 
 
 class _Product(torch.autograd.Function):
@@ -28,6 +30,18 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:  # noqa: ARG004
         ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        a, b = ctx.saved_tensors
+        to_a, to_b = ctx.needs_input_grad
+        return product(grad, b.mT) if to_a else None, product(a.mT, grad) if to_b else None
+
+
+class _ProductWithTangents(_Product):
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:  # noqa: ARG004
+        ctx.save_for_backward(*inputs)
         ctx.save_for_forward(*inputs)
 
     @staticmethod
@@ -35,9 +49,3 @@ class _Product(torch.autograd.Function):
         a, b = ctx.saved_tensors
         parts = [product(*pair) for pair in ((of_a, b), (a, of_b)) if pair[0] is not None and pair[1] is not None]
         return sum(parts[1:], parts[0])
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        a, b = ctx.saved_tensors
-        to_a, to_b = ctx.needs_input_grad
-        return product(grad, b.mT) if to_a else None, product(a.mT, grad) if to_b else None
