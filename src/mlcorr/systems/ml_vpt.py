@@ -240,6 +240,9 @@ class MLVPT(WholeState):
         for name, value in own.items():
             if name == "_extra_state":  # as long as the names are
                 continue
+            if not isinstance(state[name], Tensor):
+                kind = type(state[name]).__name__
+                raise ValueError(f"state: expected {name} of the shape {tuple(value.shape)}, got {kind}")
             found = check_data(f"state[{name!r}]", check_tensor(f"state[{name!r}]", state[name]))
             if found.shape != value.shape:
                 shape = tuple(found.shape)
