@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -188,7 +189,7 @@ class MDKDObjective(WholeState):
         plan: norder.Coefficients | Tensor
         rows: Tensor | int
         if mask is None:
-            rows = max(student.shape[:-1].numel(), 1)
+            rows = max(math.prod(student.shape[:-1]), 1)
             plan = norder.coefficients(settings.orders, student.shape[-1]).scaled(self._scale(student) / rows)
         else:
             dtype = compute_dtype(student, teacher)
@@ -207,7 +208,7 @@ class MDKDObjective(WholeState):
         settings = self._settings
         dtype = compute_dtype(student, teacher)
         labels, known = split_target(target, dtype)
-        rows = max(student.shape[:-1].numel(), 1)
+        rows = max(math.prod(student.shape[:-1]), 1)
         target_weight: Tensor | float = 1 / rows
         if known is not None:
             counted = known.to(dtype)
