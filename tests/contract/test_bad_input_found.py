@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -247,3 +248,36 @@ def test_what_stands_in_for_a_part_is_left_to_cast_by_itself() -> None:
     with pytest.raises(TypeError, match=r"^features: "):
         layers.SpatialPurifiedAttention(8, 5)(MAP.flatten(2).mT.double())
     assert layer(MAP.flatten(2).mT).aux_logits.shape == (4, 5)
+
+
+DRAWS_LATE: dict[str, tuple[Callable[..., Any], list[dict[str, Any]]]] = {
+    "AverageMessageGCN": (partial(layers.AverageMessageGCN, 8, 5), [{"cooccurrence": torch.full((5, 5), -1.0)}]),
+    "OPRL": (
+        partial(OPRL, nn.Identity(), 8, 5, encoder_heads=2, encoder_width=8),
+        [{"tau": 2.0}, {"schedule": ["sum"]}, {"cooccurrence": torch.eye(4)}, {"hidden_dim": 0}, {"clip": -1.0}],
+    ),
+    "SADCL": (
+        partial(SADCL, nn.Identity(), 8, 5, proj_dim=6, proj_width=8, width=8, heads=2),
+        [{"bank": "ring"}, {"bank_size": 0}, {"temperature": 0.0}],
+    ),
+    "MLVPT": (partial(MLVPT, backbones.from_timm(TimmLike(depth=1)), GROUPS), [{"clip": 2.0}]),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "number"), [(name, k) for name, (_, bad) in DRAWS_LATE.items() for k in range(len(bad))]
+)
+def test_a_constructor_that_refuses_draws_nothing(name: str, number: int) -> None:
+    make, bad = DRAWS_LATE[name]
+    before = torch.get_rng_state()
+    with pytest.raises((TypeError, ValueError), match=next(iter(bad[number]))):
+        make(**bad[number])
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_forward_pass_that_refuses_draws_no_labels_to_hide() -> None:
+    model, target = latent(), torch.ones(4, 5)
+    before = torch.get_rng_state()
+    with pytest.raises(ValueError, match="in_channels"):
+        model(torch.zeros(4, 7, 2, 3), target)
+    assert torch.equal(torch.get_rng_state(), before)

@@ -177,10 +177,10 @@ class AverageMessageGCN(WholeState):
             )
         self.weight = nn.Parameter(torch.empty(len(self.schedule), self.dim, self.dim))
         self.weight.requires_grad_(len(self.schedule) > 0)  # nothing waits for the gradient of an empty parameter
-        self.reset_parameters()
         self._store()
         if cooccurrence is not None:
             self.set_cooccurrence(cooccurrence)
+        self.reset_parameters()  # last: whoever passes something wrong keeps his random state
 
     def reset_parameters(self) -> None:
         """Draw the weights uniformly from ±1/√D."""

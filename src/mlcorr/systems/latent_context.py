@@ -229,9 +229,13 @@ class LatentContext(WholeState):
             self._check_target("target", images, target)
             if hide is not None:
                 check_mask("hide", hide, "target", target)
-        shown = self._check_partial(target, hide) if return_partial else None
+        shown = self._check_partial(target) if return_partial else None
 
         tokens, _ = tokens_of(self.backbone(images), self.in_channels, valid, classifier=self.classifier)
+        hidden = None
+        if shown is not None:
+            # Drawn when nothing can be wrong any more, so that an error leaves the random state as it was.
+            hidden = draw_hidden(shown[1], self.mask_ratio) if hide is None else shown[1] & hide
         scores = self.class_map(tokens).transpose(1, 2)
         attention = softmax_over(scores, None if valid is None else valid.unsqueeze(1))
         tokens = self.norm(self.projection(tokens))
@@ -241,10 +245,10 @@ class LatentContext(WholeState):
         context, places = (None, None) if self.context is None else self.context(class_features, tokens, valid)
         fused = self.fusion(class_features, context)
         partial_logits = None
-        if shown is None or self.partial is None:
+        if shown is None or hidden is None or self.partial is None:
             encoded = self.encoder(fused + self.label_embeddings.to(fused.dtype))
         else:
-            told = self.partial(fused, *shown)
+            told = self.partial(fused, *shown, hidden)
             if self.partial.encoder is None:
                 both = torch.cat([fused, told]) + self.label_embeddings.to(fused.dtype)
                 encoded, inferred = self.encoder(both).unflatten(0, (2, fused.shape[0])).unbind()
@@ -256,7 +260,7 @@ class LatentContext(WholeState):
             self.classifier(encoded),
             aux_logits,
             partial_logits,
-            None if shown is None else shown[2],
+            hidden,
             attention,
             places,
             class_features,
@@ -327,8 +331,8 @@ class LatentContext(WholeState):
         """
         return copy.deepcopy(self, {id(self.partial): None})
 
-    def _check_partial(self, target: Tensor | None, hide: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Return labels, which are known, and which to hide, all (B, C)."""
+    def _check_partial(self, target: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Return labels, and which are known, both (B, C)."""
         if self.partial is None:
             raise ValueError("return_partial: expected a model with the partial-label branch, got a deployed one")
         if target is None:
@@ -336,10 +340,7 @@ class LatentContext(WholeState):
                 "target: expected the labels, for the partial-label branch, got None; a model with beta=0, or a "
                 "deployed one, trains without"
             )
-        labels, known = labels_and_known(target, compute_dtype(self.label_embeddings))
-        if hide is None:
-            return labels, known, draw_hidden(known, self.mask_ratio)
-        return labels, known, known & hide
+        return labels_and_known(target, compute_dtype(self.label_embeddings))
 
     def _check_target(self, name: str, images: object, target: object) -> None:
         rows = rows_of(images)

@@ -160,6 +160,7 @@ class MLVPT(WholeState):
         self.gate_loss_weight = check_number("gate_loss_weight", gate_loss_weight, minimum=0.0)
         self.checkpoint_blocks = check_flag("checkpoint_blocks", checkpoint_blocks)
         self._group = check_group("group", group)
+        loss = AsymmetricLoss(gamma_neg=gamma_neg, gamma_pos=gamma_pos, clip=clip, reduction="sum")
 
         self.backbone = cast(nn.Module, vit)
         half = self.num_groups * self.experts
@@ -169,7 +170,7 @@ class MLVPT(WholeState):
         self.dis = GatedExperts(groups.dis, self.num_groups, self.experts, vit.out_channels)
         self.register_buffer("co_groups", groups.co.clone())
         self.register_buffer("dis_groups", groups.dis.clone())
-        self._loss = AsymmetricLoss(gamma_neg=gamma_neg, gamma_pos=gamma_pos, clip=clip, reduction="sum")
+        self._loss = loss
         self.backbone.requires_grad_(False).eval()  # last: whoever passes something wrong keeps his model as it was
 
     def forward(self, images: Tensor) -> MLVPTOutput:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mlcorr._checks import check_flag, check_integer, check_mask, check_module, check_number, check_sequence
+from mlcorr._drawing import drawing
 from mlcorr._loading import WholeState
 from mlcorr._precision import compute_dtype
 from mlcorr._targets import check_target
@@ -136,27 +137,31 @@ class OPRL(WholeState):
         self.aux_weight = check_number("aux_weight", aux_weight, minimum=0.0)
 
         paths = check_sequence("paths", paths)
+        loss = AsymmetricLoss(gamma_neg=gamma_neg, gamma_pos=gamma_pos, clip=clip, reduction="batchmean")
 
         self.backbone = backbone
-        self.encoder = _make_encoder(self.in_channels, encoder_layers, encoder_heads, encoder_width, encoder_dropout)
-        self.purification = SpatialPurifiedAttention(self.in_channels, num_labels, dim, tau=tau, top_k=top_k)
-        self.messages = AverageMessageGCN(
-            dim,
-            num_labels,
-            cooccurrence,
-            schedule=schedule,
-            diagonal=diagonal,
-            final_activation=final_activation,
-        )
-        self.refiner = (
-            BidirectionalRefiner(
-                num_labels, dim, hidden_dim=hidden_dim, hidden_labels=hidden_labels, dropout=dropout, paths=paths
+        with drawing():
+            self.encoder = _make_encoder(
+                self.in_channels, encoder_layers, encoder_heads, encoder_width, encoder_dropout
             )
-            if paths
-            else nn.Identity()
-        )
+            self.purification = SpatialPurifiedAttention(self.in_channels, num_labels, dim, tau=tau, top_k=top_k)
+            self.messages = AverageMessageGCN(
+                dim,
+                num_labels,
+                cooccurrence,
+                schedule=schedule,
+                diagonal=diagonal,
+                final_activation=final_activation,
+            )
+            self.refiner = (
+                BidirectionalRefiner(
+                    num_labels, dim, hidden_dim=hidden_dim, hidden_labels=hidden_labels, dropout=dropout, paths=paths
+                )
+                if paths
+                else nn.Identity()
+            )
         self.classifier = GroupWiseLinear(num_labels, dim)
-        self.loss = AsymmetricLoss(gamma_neg=gamma_neg, gamma_pos=gamma_pos, clip=clip, reduction="batchmean")
+        self.loss = loss
 
     def forward(self, images: Tensor, valid: Tensor | None = None) -> OPRLOutput:
         """Return logits, auxiliary logits, attention and label features of ``images``."""

@@ -160,6 +160,21 @@ class SADCL(WholeState):
         self.prototype_weight = check_number("prototype_weight", prototype_weight, minimum=0.0)
         self.contrast = True
         self._group = check_group("group", group)
+        contrastive_loss = DualContrastiveLoss(  # first, since it checks its arguments and draws nothing
+            self.num_labels,
+            self.proj_dim,
+            temperature=temperature,
+            prototype_temperature=prototype_temperature,
+            sample_weight=self.sample_weight,
+            prototype_weight=self.prototype_weight,
+            bank=bank,
+            bank_size=bank_size,
+            bank_threshold=bank_threshold,
+            bank_warmup_steps=bank_warmup_steps,
+            max_active=max_active,
+            group=self._group,
+            own_prototypes=False,
+        )
 
         self.backbone = backbone
         self.input_projection = nn.Identity() if self.dim == self.in_channels else nn.Linear(in_channels, self.dim)
@@ -176,21 +191,7 @@ class SADCL(WholeState):
         self.projector = nn.Sequential(nn.Linear(self.dim, proj_width), nn.ReLU(), nn.Linear(proj_width, proj_dim))
         self.prototypes = nn.Parameter(torch.empty(self.num_labels, self.dim))
         self.base_loss = base_loss
-        self.contrastive_loss = DualContrastiveLoss(
-            self.num_labels,
-            self.proj_dim,
-            temperature=temperature,
-            prototype_temperature=prototype_temperature,
-            sample_weight=self.sample_weight,
-            prototype_weight=self.prototype_weight,
-            bank=bank,
-            bank_size=bank_size,
-            bank_threshold=bank_threshold,
-            bank_warmup_steps=bank_warmup_steps,
-            max_active=max_active,
-            group=self._group,
-            own_prototypes=False,
-        )
+        self.contrastive_loss = contrastive_loss
         self._cross_entropy = BinaryCrossEntropyLoss(reduction="sum")
         start_weights(self.input_projection)
         start_weights(self.projector)
