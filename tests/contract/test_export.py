@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -10,6 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from mlcorr.grouping import SpectralLabelGrouping
+from mlcorr.systems.latent_context import LatentContext
+from mlcorr.systems.oprl import OPRL
+from mlcorr.systems.sadcl import SADCL
 from tests.contract.case import Arguments, Case, Sizes, each_case, tensors
 from tests.contract.cases import CASES
 
@@ -91,3 +95,33 @@ def test_the_features_of_fitted_groups_export() -> None:
     loaded = saved_and_loaded(torch.export.export(grouping, (torch.randn(7, 2, 3),), dynamic_shapes=shapes))
     features = torch.randn(9, 2, 3)
     assert torch.equal(loaded(features), grouping(features))
+
+
+class Logits(nn.Module):
+    """A system from features, some places of which are padding, to its logits."""
+
+    def __init__(self, system: nn.Module) -> None:
+        super().__init__()
+        self.system = system
+
+    def forward(self, features: Tensor, valid: Tensor) -> Tensor:
+        logits: Tensor = self.system(features, valid=valid).logits
+        return logits
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: OPRL(nn.Identity(), 8, 5, encoder_heads=2, encoder_width=8),
+        lambda: SADCL(nn.Identity(), 8, 5, proj_dim=6, proj_width=8, width=8, heads=2),
+        lambda: LatentContext(nn.Identity(), 8, 5, dim=8, units=3, depth=1, heads=2, width=8),
+    ],
+    ids=["OPRL", "SADCL", "LatentContext"],
+)
+@pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning")  # torch's own, in torch.export.save
+def test_a_system_exports_with_padding_for_any_number_of_images(make: Callable[[], nn.Module]) -> None:
+    model = Logits(make()).eval()
+    first, second = ((torch.randn(rows, 6, 8), torch.arange(6).expand(rows, 6) < 4) for rows in ROWS)
+    shapes = ({0: torch.export.Dim.DYNAMIC}, {0: torch.export.Dim.DYNAMIC})
+    loaded = saved_and_loaded(torch.export.export(model, first, dynamic_shapes=shapes))
+    torch.testing.assert_close(loaded(*second), model(*second))

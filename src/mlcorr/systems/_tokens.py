@@ -17,7 +17,8 @@ def check_places(valid: object, images: object) -> None:
         return
     mask = check_boolean("valid", valid)
     rows = rows_of(images)
-    if mask.dim() != 2 or rows not in (None, len(mask)):
+    # Not `len(mask)`, of which an exporter makes a constant.
+    if mask.dim() != 2 or (rows is not None and rows != mask.shape[0]):
         expected = "(B, N)" if rows is None else f"(B, N) with B = {rows}"
         raise ValueError(f"valid: expected the shape {expected}, got {tuple(mask.shape)}")
 
