@@ -29,7 +29,9 @@ def entry(student: float, teacher: float, dtype: torch.dtype = torch.float64) ->
 def test_equals_the_definition(student: float, teacher: float) -> None:
     value, gradient = entry(student, teacher)
     assert value.item() == pytest.approx(bernoulli_divergence(student, teacher), rel=1e-12, abs=1e-15)
-    assert gradient.item() == pytest.approx(sigmoid(student) - sigmoid(teacher), rel=1e-10, abs=1e-16)
+    sign = 1 if teacher < 0 else -1  # next to 1, what is subtracted would have no digits
+    expected = sign * (sigmoid(sign * student) - sigmoid(sign * teacher))
+    assert gradient.item() == pytest.approx(expected, rel=1e-10, abs=1e-16)
 
 
 @settings(max_examples=100, deadline=None)
@@ -98,6 +100,23 @@ def test_no_temperature_makes_the_largest_logits_overflow(temperature: float) ->
     torch.testing.assert_close(student.grad, temperature * torch.tensor(slopes, dtype=torch.float64))
     usual = sigmoid(2 / temperature) * sigmoid(-2 / temperature)
     torch.testing.assert_close(teacher.grad, torch.tensor([0, 0, largest / 4, 0, usual], dtype=torch.float64))
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 4.0])
+@pytest.mark.parametrize("sure", [-17.0, 8.0, 17.0, 30.0])
+def test_two_confident_networks_have_gradients_without_cancellation(sure: float, temperature: float) -> None:
+    """Their probabilities in float32 are 1, whose difference is 0 or has no digits."""
+    pair = temperature * (sure + torch.randn(2, 50, generator=torch.Generator().manual_seed(0)))
+
+    def gradients(dtype: torch.dtype) -> tuple[Tensor, ...]:
+        leaves = [x.to(dtype).requires_grad_() for x in pair]
+        found = torch.autograd.grad(mld_loss(*leaves, temperature=temperature, reduction="sum"), leaves)
+        return tuple(x.double() for x in found)
+
+    for found, exact in zip(gradients(torch.float32), gradients(torch.float64), strict=True):
+        torch.testing.assert_close(found, exact, rtol=1e-4, atol=0)
+    expected = [temperature * (-sigmoid(-x / temperature) + sigmoid(-y / temperature)) for x, y in pair.T.tolist()]
+    torch.testing.assert_close(gradients(torch.float64)[0], torch.tensor(expected, dtype=torch.float64))
 
 
 @pytest.mark.parametrize("reduction", ["sum", "batchmean", "mean"])

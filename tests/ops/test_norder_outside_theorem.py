@@ -237,3 +237,14 @@ def test_samples_repeat_with_their_generator() -> None:
     differences = draw(2, 30)
     one, two = (sampling.mean_huber(differences, 4, 0.1, 9, torch.Generator().manual_seed(5)) for _ in range(2))
     torch.testing.assert_close(one, two, atol=0, rtol=0)
+
+
+@pytest.mark.parametrize("backend", ["enumeration", "tail"])
+@pytest.mark.parametrize("delta", [1e-3, 1e-9, 1e-30])
+def test_pairs_keep_their_digits_however_small_delta_is(delta: float, backend: str) -> None:
+    differences = draw(3, 5)
+    x = differences[(slice(None), *torch.triu_indices(5, 5, 1))]
+    expected = torch.nn.functional.huber_loss(x, torch.zeros_like(x), delta=delta, reduction="none").mean(dim=1)
+    loss, gradient = value_and_gradient(lambda d: BACKENDS[backend](d, 2, delta), differences)
+    torch.testing.assert_close(loss, expected, rtol=1e-12, atol=0)
+    assert (gradient.abs().amax(dim=(1, 2)) > 0).all()

@@ -194,3 +194,16 @@ def test_one_pass_on_extreme_logits(dtype: torch.dtype) -> None:
                 (gradient,) = torch.autograd.grad(term, teacher, retain_graph=True)
                 (truth,) = torch.autograd.grad(exact[name], exact_teacher, retain_graph=True)
                 assert gradient[truth.abs() <= torch.finfo(dtype).max / 2].isfinite().all()
+
+
+@pytest.mark.parametrize("sure", [-12.0, 8.0, 17.0])
+def test_the_gradient_of_mld_survives_where_both_networks_are_sure(sure: float) -> None:
+    """In the pass of all terms, too: the probabilities of float32 there have no digits for a difference."""
+    student, teacher = sure + torch.randn(2, 20, 6, generator=torch.Generator().manual_seed(0))
+    unknown = torch.full((20, 6), -1)
+
+    def gradient(dtype: torch.dtype) -> Tensor:
+        leaf = student.to(dtype).requires_grad_()
+        return torch.autograd.grad(MDKDObjective()(leaf, teacher.to(dtype), unknown), leaf)[0].double()
+
+    torch.testing.assert_close(gradient(torch.float32), gradient(torch.float64), rtol=1e-4, atol=0)

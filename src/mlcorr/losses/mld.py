@@ -199,13 +199,15 @@ class _BernoulliDivergence(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         student, teacher = ctx.saved_tensors
         t = teacher if ctx.temperature == 1.0 else teacher / ctx.temperature
-        probability = t.sigmoid()
         grad_student = grad_teacher = None
         if ctx.needs_input_grad[0]:
+            # On the side where the teacher's is negative, too: next to 1, there are no digits for a difference.
             s = student if ctx.temperature == 1.0 else student / ctx.temperature
-            grad_student = grad * (s.sigmoid() - probability)
+            above = teacher > 0
+            difference = torch.where(above, -s, s).sigmoid() - torch.where(above, -t, t).sigmoid()
+            grad_student = grad * torch.where(above, -difference, difference)
         if ctx.needs_input_grad[1]:
-            slope = probability * t.neg().sigmoid()
+            slope = t.sigmoid() * t.neg().sigmoid()
             grad_teacher = (grad / ctx.temperature) * (2 * slope * half_difference(teacher, student))
         return grad_student, grad_teacher, None
 

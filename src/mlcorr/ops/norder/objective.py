@@ -109,7 +109,9 @@ class _Objective(torch.autograd.Function):
             if base is not None:
                 to_student = plus_product(to_student, (s - target).mul_(target_weight), base)
             if mld is not None:
-                to_student = plus_product(to_student, s - t, mld)
+                # s − t, of which there are no digits where both are next to 1
+                difference = s * teacher.neg().sigmoid() - t * student.neg().sigmoid()
+                to_student = plus_product(to_student, difference, mld)
         if ctx.needs_input_grad[1]:
             probability = plus(grad_t, to_probability(+1))
             if probability is not None:

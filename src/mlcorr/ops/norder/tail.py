@@ -54,6 +54,11 @@ def _measure_group(differences: Tensor, valid: Tensor | None, order: int, delta:
     """Return the loss (N,) and its gradient (N, C, C)."""
     valid, pairs = valid_pairs(differences, valid)
     d = symmetric_part(differences.double(), pairs)
+    if order == 2:  # has no sums to cancel, however small δ is
+        y = d.clamp(-delta, delta)
+        gradient = y * per_sequence(valid, order, d.dtype)[:, None, None]
+        value = gradient * torch.sub(d, y, alpha=0.5)
+        return value.sum(dim=(1, 2)).to(differences.dtype), gradient.to(differences.dtype)
     quadratic = _quadratic_gradient(d, valid, pairs, order)
     above, below = _excess(d, pairs, order, delta), _excess(-d, pairs, order, delta)
     scale = per_sequence(valid, order, d.dtype)[:, None, None] / (order - 1)
@@ -77,11 +82,9 @@ def _quadratic_gradient(d: Tensor, valid: Tensor, pairs: Tensor, order: int) -> 
 
 
 def _excess(d: Tensor, pairs: Tensor, order: int, delta: float) -> Tensor:
-    """Return E (N, C, C), symmetric."""
+    """Return E (N, C, C), symmetric, of order 3 or 4."""
     threshold = (order - 1) * delta  # of the sum along a sequence
-    if order == 2:
-        excess = (d - threshold).relu().masked_fill(~pairs, 0)
-    elif order == 3:
+    if order == 3:
         # [k, b]: the sequences a, k, b, which are the sequences b, k, a too.
         to_end = _Rows.of(d, pairs).excess(threshold - d) - (2 * d - threshold).relu()  # but for a = b
         to_end = to_end.masked_fill(~pairs, 0)
