@@ -201,11 +201,9 @@ class _BernoulliDivergence(torch.autograd.Function):
         t = teacher if ctx.temperature == 1.0 else teacher / ctx.temperature
         grad_student = grad_teacher = None
         if ctx.needs_input_grad[0]:
-            # On the side where the teacher's is negative, too: next to 1, there are no digits for a difference.
             s = student if ctx.temperature == 1.0 else student / ctx.temperature
-            above = teacher > 0
-            difference = torch.where(above, -s, s).sigmoid() - torch.where(above, -t, t).sigmoid()
-            grad_student = grad * torch.where(above, -difference, difference)
+            # σ(s) − σ(t), of which there are no digits where both are next to 1
+            grad_student = grad * (s.sigmoid() * t.neg().sigmoid() - t.sigmoid() * s.neg().sigmoid())
         if ctx.needs_input_grad[1]:
             slope = t.sigmoid() * t.neg().sigmoid()
             grad_teacher = (grad / ctx.temperature) * (2 * slope * half_difference(teacher, student))
