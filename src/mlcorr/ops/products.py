@@ -13,6 +13,9 @@ from mlcorr._precision import no_autocast
 
 def product(a: Tensor, b: Tensor) -> Tensor:
     """Return a @ b, of two matrices of one dtype, in it; and so its gradients, wherever somebody calls backward."""
+    if torch.compiler.is_compiling():  # it takes no Function with a jvp, and traces the backward out of autocast
+        with no_autocast(a):
+            return a @ b
     return cast(Tensor, _Product.apply(a, b))
 
 
