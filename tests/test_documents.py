@@ -297,8 +297,9 @@ def check_module(name: str, arguments: list[str], whole: bool, monkeypatch: pyte
         if name == "pip":
             check_pip(arguments)
         return
-    assert name.split(".")[0] in ("mlcorr", "examples", "benchmarks"), f"python -m {name}: not ours"
-    program = f"{name}.__main__" if (ROOT / "src" / name.replace(".", "/")).is_dir() else name
+    assert name.split(".")[0] in ("mlcorr", "examples", "benchmarks", "tests"), f"python -m {name}: not ours"
+    package = any((ROOT / folder / name.replace(".", "/")).is_dir() for folder in ("src", "."))
+    program = f"{name}.__main__" if package else name
     assert importlib.util.find_spec(program) is not None, f"python -m {name}: there is no such module"
     module = importlib.import_module(program)
     assert callable(getattr(module, "main", None)), f"python -m {name}: has no main()"

@@ -137,6 +137,11 @@ def test_every_licence_fits() -> None:
             assert not parts(stated) & COPYLEFT, name
 
 
+def main() -> None:
+    """Write the list."""
+    lines = {**(listed() if LIST.exists() else {}), **rows()}
+    LIST.write_text(HEADER + "\n".join(lines[name] for name in pinned()) + "\n", "utf-8")
+
+
 if __name__ == "__main__":
-    lines = listed() if LIST.exists() else {}
-    LIST.write_text(HEADER + "\n".join({**lines, **rows()}[name] for name in pinned()) + "\n", "utf-8")
+    main()
