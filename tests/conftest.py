@@ -7,6 +7,12 @@ from __future__ import annotations
 
 import os
 
+# Processes that test side by side share the cores: threads that outnumber them wait for one another. Read when torch is
+# imported, here and in what tests start.
+if "PYTEST_XDIST_WORKER_COUNT" in os.environ:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // int(os.environ["PYTEST_XDIST_WORKER_COUNT"]))))
+
 import torch
 from hypothesis import settings
 
