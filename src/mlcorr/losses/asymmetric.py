@@ -11,7 +11,7 @@ from mlcorr._precision import compute_dtype, no_autocast
 from mlcorr._reduction import REDUCTIONS, Reduction, reduce
 from mlcorr._targets import check_target, split_target
 from mlcorr.losses._focal import Inputs, focal_terms
-from mlcorr.losses._probabilities import widen
+from mlcorr.losses._probabilities import widen_probabilities
 
 
 def asymmetric_loss(
@@ -74,7 +74,7 @@ def asymmetric_loss(
             check_broadcastable(name, factor, "input", input)
 
     dtype = compute_dtype(input)
-    x = input.to(dtype) if inputs == "logits" else widen(input, dtype)
+    x = input.to(dtype) if inputs == "logits" else widen_probabilities(input, dtype)
     y, known = split_target(target, x.dtype)
     if known is not None:
         x = torch.where(known, x, 0.5)  # a NaN at an unknown label reaches neither value nor gradient

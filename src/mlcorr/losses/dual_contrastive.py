@@ -23,7 +23,7 @@ from mlcorr.losses.prototype_contrastive import (
     of_ranks,
 )
 from mlcorr.losses.sample_contrastive import sample_contrastive_terms
-from mlcorr.ops.contrast import widen
+from mlcorr.ops.contrast import widen_vectors
 
 Bank: TypeAlias = Literal["per_label", "global"]
 
@@ -189,7 +189,7 @@ class DualContrastiveLoss(WholeState):
         prototypes = self._check(z, targets, scores, prototypes)
         bank = () if self.bank is None else self.bank.keys()[:1]
         dtype = compute_dtype(z, prototypes, *bank)
-        z = widen(z, dtype)  # once, so that the gradients of both terms and all ranks are added in it
+        z = widen_vectors(z, dtype)  # once, so that the gradients of both terms and all ranks are added in it
         x, labels, admitted, dropped = self._active(z, targets, scores)
         written, written_labels = x, torch.where(admitted, labels, -1)
         keys, key_labels = x[:0], labels[:0]

@@ -21,7 +21,7 @@ from mlcorr._checks import (
 from mlcorr._loading import WholeState
 from mlcorr._precision import compute_dtype, half_difference, no_autocast
 from mlcorr._reduction import REDUCTIONS, Reduction, reduce
-from mlcorr.losses._probabilities import log_probabilities, widen
+from mlcorr.losses._probabilities import log_probabilities, widen_probabilities
 
 Inputs: TypeAlias = Literal["logits", "probabilities"]
 
@@ -86,7 +86,7 @@ def mld_loss(
     if inputs == "logits":
         student, teacher = student.to(dtype), teacher.to(dtype)
     else:
-        student, teacher = widen(student, dtype), widen(teacher, dtype)
+        student, teacher = widen_probabilities(student, dtype), widen_probabilities(teacher, dtype)
     if mask is not None:
         # Before the mathematics, so that a NaN in a masked entry reaches neither value nor gradient; and by something
         # that has derivatives of every order.

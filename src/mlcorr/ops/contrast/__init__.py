@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mlcorr._checks import check_choice, check_device
 from mlcorr.ops.contrast.autograd import Similarities, streamed_similarities
-from mlcorr.ops.contrast.directions import unit_vectors, widen
+from mlcorr.ops.contrast.directions import unit_vectors, widen_vectors
 from mlcorr.ops.launching import have_kernels, require_kernels
 
 Backend: TypeAlias = Literal["auto", "streamed", "streamed_triton"]
@@ -27,7 +27,7 @@ __all__ = [
     "select_backend",
     "similarities",
     "unit_vectors",
-    "widen",
+    "widen_vectors",
 ]
 
 
