@@ -227,6 +227,18 @@ def grouping(_: pytest.MonkeyPatch, folder: Path) -> dict[str, Any]:
     }
 
 
+def distributed(monkeypatch: pytest.MonkeyPatch, folder: Path) -> dict[str, Any]:
+    """One process that is a group already when the page starts its own, and a model."""
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/group", rank=0, world_size=1)
+    monkeypatch.setattr(torch.distributed, "init_process_group", lambda _: None)
+    return {
+        "torch": torch,
+        "model": torch.nn.Linear(8, 5),
+        "images": torch.rand(4, 8),
+        "target": torch.randint(-1, 2, (4, 5)),
+    }
+
+
 def metrics(_: pytest.MonkeyPatch, __: Path) -> dict[str, Any]:
     """A stand-in for Lightning's module, since the page only defines a class of it."""
     made = pytest.importorskip("mlcorr.metrics_torchmetrics", reason="needs torchmetrics")
@@ -249,6 +261,7 @@ PRELUDES: dict[str, Prelude] = {
     "docs/systems/oprl.rst": oprl,
     "docs/systems/ml_vpt.rst": ml_vpt,
     "docs/api/grouping.rst": grouping,
+    "docs/distributed.rst": distributed,
 }
 
 

@@ -317,6 +317,7 @@ def test_without_torchmetrics():
 
 
 SPLITS = {
+    1: [([5], torch.float64), ([0], torch.float32)],
     2: [([4, 4], torch.float64), ([7, 0], torch.bfloat16), ([0, 0], torch.float32)],
     3: [([0, 5, 1], torch.float64), ([3, 0, 8], torch.float16), ([0, 0, 9], torch.float32)],
 }

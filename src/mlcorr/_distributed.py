@@ -26,16 +26,25 @@ def check_group(name: str, group: object) -> dist.ProcessGroup | None:
     return group
 
 
-_Module = TypeVar("_Module", bound=torch.nn.Module)
+_Module = TypeVar("_Module", bound="SharesGroup")
 
 
-def copy_sharing_group(module: _Module, group: dist.ProcessGroup | None, memo: dict[int, Any]) -> _Module:
-    """Return what ``copy.deepcopy`` would, with the same process group: one cannot be copied."""
-    memo[id(group)] = group
-    copied = type(module).__new__(type(module))
-    memo[id(module)] = copied
-    copied.__dict__.update(copy.deepcopy(module.__dict__, memo))
-    return copied
+class SharesGroup(torch.nn.Module):
+    """A module whose copies have the same process group: one cannot be copied."""
+
+    group: dist.ProcessGroup | None
+
+    def __deepcopy__(self: _Module, memo: dict[int, Any]) -> _Module:
+        memo[id(self.group)] = self.group
+        copied = type(self).__new__(type(self))
+        memo[id(self)] = copied
+        copied.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        return copied
+
+
+def global_number(number: int, group: dist.ProcessGroup | None, device: torch.device) -> int:
+    """Return the sum of a number of Python's over ranks, for which a GPU is waited."""
+    return number if group is None else int(global_sum(torch.tensor(number, device=device), group))
 
 
 def global_sum(value: Tensor, group: dist.ProcessGroup | None) -> Tensor:

@@ -262,7 +262,7 @@ def work(rank: int, sizes: list[int]) -> list[object]:
     return results
 
 
-@pytest.mark.parametrize("sizes", [[12, 5], [3, 0, 9]])
+@pytest.mark.parametrize("sizes", [[7], [12, 5], [3, 0, 9]])
 def test_every_rank_gets_the_counts_of_all(sizes: list[int]) -> None:
     ranks = run_ranks(work, len(sizes), sizes)
     targets = draw_targets(sum(sizes), 8)

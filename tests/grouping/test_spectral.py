@@ -165,9 +165,9 @@ def work(rank: int, sizes: list[int]) -> list[object]:
     return results
 
 
-def test_every_rank_fits_the_same() -> None:
-    sizes = [130, 70]
-    ranks = run_ranks(work, 2, sizes)
+@pytest.mark.parametrize("sizes", [[200], [130, 70], [90, 0, 110]])
+def test_every_rank_fits_the_same(sizes: list[int]) -> None:
+    ranks = run_ranks(work, len(sizes), sizes)
     targets = draw_targets(200, 40)
     for part, results in zip(targets.split(sizes), ranks, strict=True):
         for solver, (state, reduced) in zip(("dense", "operator"), results, strict=True):

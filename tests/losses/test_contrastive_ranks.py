@@ -69,7 +69,7 @@ def work(rank: int, sizes: list[int]) -> list[object]:
     return results
 
 
-@pytest.mark.parametrize("sizes", [[5, 5], [2, 6], [6, 1], [4, 0, 3]])
+@pytest.mark.parametrize("sizes", [[7], [5, 5], [2, 6], [6, 1], [4, 0, 3]])
 def test_ranks_are_one_big_batch(sizes: list[int]) -> None:
     ranks = run_ranks(work, len(sizes), sizes)
     for index, case in enumerate(CASES):

@@ -61,7 +61,7 @@ def work(rank: int, sizes: list[int]) -> list[object]:
     return results
 
 
-@pytest.mark.parametrize("sizes", [[4, 4], [3, 1], [2, 5, 1], [3, 0, 2]])
+@pytest.mark.parametrize("sizes", [[5], [4, 4], [3, 1], [2, 5, 1], [3, 0, 2]])
 def test_every_rank_returns_the_loss_of_the_whole_batch(sizes: list[int]) -> None:
     ranks = run_ranks(work, len(sizes), sizes)
     features, teacher, mask = batch(sum(sizes))

@@ -289,7 +289,7 @@ def work(rank: int, sizes: list[int]) -> list[object]:
     return results
 
 
-@pytest.mark.parametrize("sizes", [[4, 4], [5, 2], [3, 0]])
+@pytest.mark.parametrize("sizes", [[4, 4], [5, 2], [3, 0], [2, 1, 3]])
 def test_every_rank_trains_as_one_process_with_the_whole_batch(sizes: list[int]) -> None:
     ranks = run_ranks(work, len(sizes), sizes)
     systems = [*(build(case, None) for case in CASES), build({}, None).deploy()]

@@ -140,7 +140,7 @@ def work(rank: int, sizes: list[int]) -> list[object]:
 
 
 @pytest.mark.filterwarnings("ignore:find_unused_parameters=True was specified:UserWarning")
-@pytest.mark.parametrize("sizes", [[4, 4], [5, 2]])
+@pytest.mark.parametrize("sizes", [[4, 4], [5, 2], [3, 0, 2]])
 def test_every_rank_trains_as_one_process_with_the_whole_batch(sizes: list[int]) -> None:
     ranks = run_ranks(work, len(sizes), sizes)
     for index, case in enumerate(CASES):

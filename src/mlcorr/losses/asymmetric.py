@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from mlcorr._checks import check_broadcastable, check_choice, check_factor, check_flag, check_floating, check_number
+from mlcorr._distributed import SharesGroup, check_group
 from mlcorr._loading import WholeState
 from mlcorr._precision import compute_dtype, no_autocast
 from mlcorr._reduction import REDUCTIONS, Reduction, reduce
@@ -26,6 +28,7 @@ def asymmetric_loss(
     reduction: Reduction = "sum",
     weight: Tensor | None = None,
     pos_weight: Tensor | None = None,
+    group: dist.ProcessGroup | None = None,
 ) -> Tensor:
     r"""Σ of −y·(1 − p)^γ⁺·log p − (1 − y)·q^γ⁻·log(1 − q), with q = max(p − clip, 0) and p = σ(input).
 
@@ -43,6 +46,8 @@ def asymmetric_loss(
         reduction: "sum" (the official code's), "mean" over known entries, "batchmean" or "none".
         weight: Factor per label (C,) or any shape that broadcasts to the input's.
         pos_weight: Factor (C,) on the positive term.
+        group: Process group that the batch is spread over, or None. Every rank returns the loss of the whole batch, and
+            DistributedDataParallel's mean of the gradients is the whole batch's. "none" gives the rank's own entries.
 
     Returns:
         Scalar, or (..., C) for "none"; float32, or float64 for float64 input. Nothing known gives 0.
@@ -67,6 +72,7 @@ def asymmetric_loss(
         tensor(0.0157)
     """
     gamma_neg, gamma_pos, clip = _check_configuration(gamma_neg, gamma_pos, clip, detach_focal, inputs, reduction)
+    group = check_group("group", group)
     check_floating("input", input)
     check_target("target", target, "input", input)
     for name, factor in (("weight", weight), ("pos_weight", pos_weight)):
@@ -89,10 +95,10 @@ def asymmetric_loss(
         loss = loss * weight.to(x.dtype)
     if known is not None:
         loss = torch.where(known, loss, 0.0)
-    return reduce(loss, known, reduction)
+    return reduce(loss, known, reduction, group)
 
 
-class AsymmetricLoss(WholeState):
+class AsymmetricLoss(SharesGroup, WholeState):
     """Module of :func:`mlcorr.functional.asymmetric_loss`; the defaults, a sum among them, are the official code's.
 
     Parameters are those of the function; ``weight`` and ``pos_weight`` become buffers, so that they move with
@@ -126,6 +132,7 @@ class AsymmetricLoss(WholeState):
         reduction: Reduction = "sum",
         weight: Tensor | None = None,
         pos_weight: Tensor | None = None,
+        group: dist.ProcessGroup | None = None,
     ) -> None:
         super().__init__()
         self.gamma_neg, self.gamma_pos, self.clip = _check_configuration(
@@ -134,6 +141,7 @@ class AsymmetricLoss(WholeState):
         self.detach_focal = detach_focal
         self.inputs = inputs
         self.reduction = reduction
+        self.group = check_group("group", group)
         self.register_buffer("weight", check_factor("weight", weight))
         self.register_buffer("pos_weight", check_factor("pos_weight", pos_weight))
 
@@ -148,6 +156,7 @@ class AsymmetricLoss(WholeState):
             detach_focal=self.detach_focal,
             inputs=self.inputs,
             reduction=self.reduction,
+            group=self.group,
             weight=self.weight,
             pos_weight=self.pos_weight,
         )

@@ -2,33 +2,31 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from mlcorr._checks import check_choice, check_flag, check_floating, check_integer, check_number, check_same
-from mlcorr._distributed import check_group, copy_sharing_group, gather_rows, global_sum
+from mlcorr._distributed import SharesGroup, check_group, global_sum
 from mlcorr._loading import WholeState
 from mlcorr._precision import compute_dtype
 from mlcorr.losses.memory_bank import GlobalMemoryBank, MemoryBank, PerLabelMemoryBank
 from mlcorr.losses.prototype_contrastive import (
     LOWEST_TEMPERATURE,
-    ClassTerms,
     check_features,
     check_prototypes,
     class_terms,
     of_classes,
-    of_ranks,
 )
-from mlcorr.losses.sample_contrastive import sample_contrastive_terms
+from mlcorr.losses.sample_contrastive import keys_of_ranks, sample_contrastive_terms
 from mlcorr.ops.contrast import widen_vectors
 
 Bank: TypeAlias = Literal["per_label", "global"]
 
 
-class DualContrastiveLoss(WholeState):
+class DualContrastiveLoss(SharesGroup, WholeState):
     r"""``sample_weight``·S2S + ``prototype_weight``·P2S over label-level features, with a memory bank and prototypes.
 
     S2S is :func:`mlcorr.functional.sample_contrastive_loss` of the active features, those of labels that are 1, with
@@ -194,13 +192,8 @@ class DualContrastiveLoss(WholeState):
         written, written_labels = x, torch.where(admitted, labels, -1)
         keys, key_labels = x[:0], labels[:0]
         if self.group is not None:
-            rank = dist.get_rank(self.group)
-            keys = gather_rows(x, self.group, alike=False)
-            gathered = gather_rows(
-                torch.stack([labels, written_labels, torch.full_like(labels, rank)], dim=1), self.group
-            )
-            written, written_labels = keys, gathered[:, 1]
-            key_labels = torch.where(gathered[:, 2] == rank, -1, gathered[:, 0])  # its own it has in x
+            keys, key_labels, written_labels = keys_of_ranks(x, labels, self.group, written_labels)
+            written = keys
         if self.bank is not None:
             banked, banked_labels = self.bank.keys()
             banked_labels = torch.where(self.steps >= self.bank_warmup_steps, banked_labels, -1)
@@ -208,10 +201,9 @@ class DualContrastiveLoss(WholeState):
             key_labels = torch.cat([key_labels, banked_labels])
         total, anchors = sample_contrastive_terms(x, labels, keys, key_labels, self.num_labels, self.temperature)
         active = (labels >= 0).sum()
-        of_labels = class_terms(z, prototypes, targets, self.prototype_temperature)
+        of_labels = class_terms(z, prototypes, targets, self.prototype_temperature, self.group)
         if self.group is not None:
             total, anchors, active, dropped = (global_sum(own, self.group) for own in (total, anchors, active, dropped))
-            of_labels = of_ranks(ClassTerms(*(gather_rows(own.unsqueeze(0), self.group) for own in of_labels)))
         prototype, classes, positives = of_classes(of_labels)
         terms = {
             "sample": total / anchors.clamp(min=1),
@@ -254,9 +246,6 @@ class DualContrastiveLoss(WholeState):
         if self.steps.device != z.device:
             raise ValueError(f"z: expected the device of the loss, {self.steps.device}, got {z.device}")
         return prototypes
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> DualContrastiveLoss:
-        return copy_sharing_group(self, self.group, memo)
 
     def extra_repr(self) -> str:
         """Return the configuration for ``print``."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal, TypeAlias
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -18,6 +19,7 @@ from mlcorr._checks import (
     check_number,
     check_same,
 )
+from mlcorr._distributed import SharesGroup, check_group
 from mlcorr._loading import WholeState
 from mlcorr._precision import compute_dtype, half_difference, no_autocast
 from mlcorr._reduction import REDUCTIONS, Reduction, reduce
@@ -35,6 +37,7 @@ def mld_loss(
     weight: Tensor | None = None,
     inputs: Inputs = "logits",
     reduction: Reduction = "batchmean",
+    group: dist.ProcessGroup | None = None,
 ) -> Tensor:
     r"""Σ_k KL(Bernoulli(t_k) ‖ Bernoulli(s_k)), averaged over the batch as in L2D and MDKD.
 
@@ -52,6 +55,8 @@ def mld_loss(
         inputs: "logits" or "probabilities" in [0, 1]; of probabilities the logarithms are clamped at −100.
         reduction: "batchmean" (sum over labels, mean over rows with a valid entry), "mean" over valid entries,
             "sum" or "none".
+        group: Process group that the batch is spread over, or None. Every rank returns the loss of the whole batch, and
+            DistributedDataParallel's mean of the gradients is the whole batch's. "none" gives the rank's own entries.
 
     Returns:
         Scalar, or (..., C) for "none"; float32, or float64 when an input is float64. No valid entry gives 0.
@@ -75,6 +80,7 @@ def mld_loss(
         tensor(0.6931)
     """
     temperature = _check_configuration(temperature, inputs, reduction)
+    group = check_group("group", group)
     check_floating("student", student)
     check_floating("teacher", teacher)
     check_same("teacher", teacher, "student", student)
@@ -102,11 +108,11 @@ def mld_loss(
         divergence = divergence * weight.to(dtype)
     if temperature < 1:
         divergence = temperature * divergence  # now, since a sum of what is T times too large may overflow
-    loss = reduce(divergence, mask, reduction)
+    loss = reduce(divergence, mask, reduction, group)
     return temperature * loss if temperature > 1 else loss
 
 
-class MLDLoss(WholeState):
+class MLDLoss(SharesGroup, WholeState):
     """Module of :func:`mlcorr.functional.mld_loss`; the default is L2D's and MDKD's: sum over labels, batch mean.
 
     Parameters are those of the function; ``weight`` becomes a buffer, so that it moves with ``.to()``.
@@ -131,11 +137,13 @@ class MLDLoss(WholeState):
         weight: Tensor | None = None,
         inputs: Inputs = "logits",
         reduction: Reduction = "batchmean",
+        group: dist.ProcessGroup | None = None,
     ) -> None:
         super().__init__()
         self.temperature = _check_configuration(temperature, inputs, reduction)
         self.inputs = inputs
         self.reduction = reduction
+        self.group = check_group("group", group)
         self.register_buffer("weight", check_factor("weight", weight))
 
     def forward(self, student: Tensor, teacher: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -148,6 +156,7 @@ class MLDLoss(WholeState):
             weight=self.weight,
             inputs=self.inputs,
             reduction=self.reduction,
+            group=self.group,
         )
 
     def extra_repr(self) -> str:

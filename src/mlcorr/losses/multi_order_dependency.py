@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+import torch.distributed as dist
+from torch import Tensor
 
 from mlcorr._checks import (
     check_choice,
@@ -18,7 +18,7 @@ from mlcorr._checks import (
     check_number,
     check_same,
 )
-from mlcorr._distributed import check_group, copy_sharing_group
+from mlcorr._distributed import SharesGroup, check_group
 from mlcorr._precision import compute_dtype
 from mlcorr._reduction import REDUCTIONS, Reduction
 from mlcorr.ops import norder
@@ -38,7 +38,7 @@ def multi_order_dependency_loss(
     reduction: Reduction = "mean",
     samples: int | None = None,
     backend: norder.Backend = "auto",
-    group: object | None = None,
+    group: dist.ProcessGroup | None = None,
     generator: torch.Generator | None = None,
 ) -> Tensor:
     r"""Sum over orders n of λ_n·(mean over instances of L_n(Φ), plus L_n(Ψ)), the distillation terms of MDKD's paper.
@@ -114,7 +114,7 @@ def multi_order_dependency_loss(
     return _loss(student, teacher, mask, settings, generator)
 
 
-class MultiOrderDependencyLoss(nn.Module):
+class MultiOrderDependencyLoss(SharesGroup):
     r"""Module of :func:`mlcorr.functional.multi_order_dependency_loss`; the default is the paper's L_ID + L_BD.
 
     Parameters are those of the function and are checked once, here; it holds no state.
@@ -146,12 +146,13 @@ class MultiOrderDependencyLoss(nn.Module):
         reduction: Reduction = "mean",
         samples: int | None = None,
         backend: norder.Backend = "auto",
-        group: object | None = None,
+        group: dist.ProcessGroup | None = None,
     ) -> None:
         super().__init__()
         self.settings = _configure(
             orders, level, delta, batch_dependency, normalization, inputs, reduction, samples, backend, group
         )
+        self.group = self.settings.group
 
     def forward(
         self,
@@ -175,9 +176,6 @@ class MultiOrderDependencyLoss(nn.Module):
         """Return the reduced summands by name, "instance" and "batch" (those of the level), of one pass."""
         return _terms(student, teacher, mask, self.settings, generator)
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> MultiOrderDependencyLoss:
-        return copy_sharing_group(self, self.settings.group, memo)
-
     def extra_repr(self) -> str:
         """Return the settings for ``print``."""
         shown = self.settings._asdict() | {"orders": dict(self.settings.orders)}
@@ -194,7 +192,7 @@ def _configure(
     reduction: Reduction,
     samples: int | None,
     backend: norder.Backend,
-    group: object | None,
+    group: dist.ProcessGroup | None,
 ) -> norder.Settings:
     check_choice("level", level, norder.LEVELS)
     check_choice("batch_dependency", batch_dependency, norder.BATCH_DEPENDENCIES)

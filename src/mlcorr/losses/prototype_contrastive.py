@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Final, Literal, NamedTuple, TypeAlias
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from mlcorr._checks import check_choice, check_floating, check_number
+from mlcorr._distributed import check_group, gather_rows
 from mlcorr._precision import compute_dtype, no_autocast
 from mlcorr._targets import check_target
 from mlcorr.ops.contrast import unit_vectors
@@ -35,6 +37,7 @@ def prototype_contrastive_loss(
     *,
     temperature: float = 0.07,
     normalize_by: NormalizeBy = "positives",
+    group: dist.ProcessGroup | None = None,
 ) -> Tensor:
     r"""Σⱼ (log Σ exp(t) over known (b, j) − log Σ exp(t) over positive (b, j)) / N, t = cosine / temperature.
 
@@ -48,6 +51,8 @@ def prototype_contrastive_loss(
         temperature: At least 1e-12; 0.07 is the official code's.
         normalize_by: N is the number of "positives" (the official code's), of "classes" that have one, or 1 for "sum"
             (the paper's).
+        group: Process group that the batch is spread over, or None. Every rank passes the same ``prototypes`` and
+            returns the loss of the whole batch; DistributedDataParallel's mean of the gradients is the whole batch's.
 
     Returns:
         Scalar >= 0; float32, or float64 if ``z`` or ``prototypes`` is. 0 without a positive.
@@ -73,15 +78,18 @@ def prototype_contrastive_loss(
     """
     temperature = check_number("temperature", temperature, minimum=LOWEST_TEMPERATURE)
     check_choice("normalize_by", normalize_by, NORMALIZE_BY)
+    group = check_group("group", group)
     check_features(z, targets)
     check_prototypes(prototypes, z)
-    loss, classes, positives = of_classes(class_terms(z, prototypes, targets, temperature))
+    loss, classes, positives = of_classes(class_terms(z, prototypes, targets, temperature, group))
     divisor = {"positives": positives, "classes": classes}.get(normalize_by)
     return loss if divisor is None else loss / divisor.clamp(min=1)
 
 
-def class_terms(z: Tensor, prototypes: Tensor, targets: Tensor, temperature: float) -> ClassTerms:
-    """Return the terms of every class over the batch; what is given is checked."""
+def class_terms(
+    z: Tensor, prototypes: Tensor, targets: Tensor, temperature: float, group: dist.ProcessGroup | None = None
+) -> ClassTerms:
+    """Return the terms of every class over the batch of all ranks; what is given is checked."""
     dtype = compute_dtype(z, prototypes)
     positive = targets == 1
     known = positive | (targets == 0)
@@ -90,7 +98,8 @@ def class_terms(z: Tensor, prototypes: Tensor, targets: Tensor, temperature: flo
         # Not a matrix product: the gradient of one would be rounded where a backward pass is in autocast.
         t = torch.linalg.vecdot(z, unit_vectors(prototypes, dtype)) / temperature
         numerator, denominator = (_log_sum_exp(t, among) for among in (positive, known))
-        return ClassTerms(numerator, denominator, positive.sum(dim=0))
+        terms = ClassTerms(numerator, denominator, positive.sum(dim=0))
+    return terms if group is None else of_ranks(ClassTerms(*(gather_rows(x.unsqueeze(0), group) for x in terms)))
 
 
 def of_classes(terms: ClassTerms) -> tuple[Tensor, Tensor, Tensor]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from mlcorr._checks import check_floating, check_integer, check_number, check_tensor
+from mlcorr._distributed import check_group, gather_rows, global_sum
 from mlcorr._precision import compute_dtype, no_autocast
 from mlcorr.losses.prototype_contrastive import LOWEST_TEMPERATURE
-from mlcorr.ops.contrast import Backend, select_backend, similarities, unit_vectors
+from mlcorr.ops.contrast import Backend, select_backend, similarities, unit_vectors, widen_vectors
 
 
 def sample_contrastive_loss(
@@ -21,6 +23,7 @@ def sample_contrastive_loss(
     temperature: float = 0.2,
     block_size: int = 1024,
     backend: Backend = "auto",
+    group: dist.ProcessGroup | None = None,
 ) -> Tensor:
     r"""Mean over anchors of log Σₖ exp(sₐₖ) − (1/\|Pₐ\|) Σₚ sₐₚ, with s = cosine / temperature.
 
@@ -44,6 +47,9 @@ def sample_contrastive_loss(
         block_size: Anchors and keys that are compared at a time; kernels have their own.
         backend: "auto" (kernels where there are some), "streamed" (PyTorch) or "streamed_triton" (kernels); see
             :func:`mlcorr.ops.contrast.select_backend`.
+        group: Process group that the vectors are spread over, or None. Those of other ranks are keys with gradient,
+            every rank passes the same ``keys`` and returns the loss of all vectors; DistributedDataParallel's mean of
+            the gradients is that of this loss.
 
     Returns:
         Scalar; float32, or float64 if ``x`` or ``keys`` is. 0 without an anchor that has a positive.
@@ -75,6 +81,7 @@ def sample_contrastive_loss(
     block_size = check_integer("block_size", block_size, minimum=1)
     if num_labels is not None:
         num_labels = check_integer("num_labels", num_labels, minimum=1)
+    group = check_group("group", group)
     check_vectors("x", x, "labels", labels)
     if (keys is None) != (key_labels is None):
         missing = "key_labels" if key_labels is None else "keys"
@@ -85,9 +92,17 @@ def sample_contrastive_loss(
             raise ValueError(f"keys: expected vectors of x's dimension, {x.shape[1]}, got {keys.shape[1]}")
         if keys.device != x.device:
             raise ValueError(f"keys: expected the device of x, {x.device}, got {keys.device}")
+    if group is not None:
+        # Widened before, so that the gradients of all ranks are added in what is computed in.
+        x = widen_vectors(x, compute_dtype(x) if keys is None else compute_dtype(x, keys))
+        others, other_labels = keys_of_ranks(x, labels.long(), group)
+        keys = others if keys is None else torch.cat([others, keys.to(x.dtype)])
+        key_labels = other_labels if key_labels is None else torch.cat([other_labels, key_labels.long()])
     total, anchors = sample_contrastive_terms(
         x, labels, keys, key_labels, num_labels, temperature, block_size=block_size, backend=backend
     )
+    if group is not None:
+        total, anchors = global_sum(total, group), global_sum(anchors, group)
     return total / anchors.clamp(min=1)
 
 
@@ -125,6 +140,15 @@ def sample_contrastive_terms(
         counted = (labels >= 0) & (count > 0)
         losses = found.lse - positive / count.clamp(min=1)
         return torch.where(counted, losses, 0.0).sum(), counted.sum()
+
+
+def keys_of_ranks(x: Tensor, labels: Tensor, group: dist.ProcessGroup, *others: Tensor) -> tuple[Tensor, ...]:
+    """Return vectors and labels of all ranks, −1 for the rank's own vectors, and other numbers of them (rows,)."""
+    rank = dist.get_rank(group)
+    keys = gather_rows(x, group, alike=False)
+    numbers = torch.stack([torch.full_like(labels, rank), labels, *others], dim=1)
+    ranks, of, *more = gather_rows(numbers, group).unbind(dim=1)
+    return keys, torch.where(ranks == rank, -1, of), *more
 
 
 def check_vectors(name: str, value: object, labels_name: str, labels: object) -> None:

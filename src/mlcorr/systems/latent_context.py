@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from mlcorr._checks import (
@@ -26,7 +27,7 @@ from mlcorr._checks import (
     check_same,
     check_tensor,
 )
-from mlcorr._distributed import check_group, copy_sharing_group, global_sum
+from mlcorr._distributed import SharesGroup, check_group, global_sum
 from mlcorr._loading import WholeState
 from mlcorr._precision import compute_dtype
 from mlcorr._targets import check_target, labels_and_known
@@ -68,7 +69,7 @@ class LatentContextOutput(NamedTuple):
     fused_features: Tensor
 
 
-class LatentContext(WholeState):
+class LatentContext(SharesGroup, WholeState):
     r"""Class-aware features, latent context, their fusion, and a transformer over labels.
 
     In training a second branch is shown a random part of the known labels and infers the others; inference has
@@ -153,7 +154,7 @@ class LatentContext(WholeState):
         partial_mode: PartialMode = "state",
         share_encoder: bool = True,
         base_loss: Callable[[Tensor, Tensor], Tensor] | None = None,
-        group: object | None = None,
+        group: dist.ProcessGroup | None = None,
     ) -> None:
         super().__init__()
         check_module("backbone", backbone)
@@ -176,7 +177,7 @@ class LatentContext(WholeState):
             raise TypeError(
                 f"base_loss: expected a callable of (input, target) or None, got {type(base_loss).__name__}"
             )
-        self._group = check_group("group", group)
+        self.group = check_group("group", group)
 
         self.backbone = backbone
         self.projection = nn.Linear(self.in_channels, self.dim)
@@ -299,7 +300,7 @@ class LatentContext(WholeState):
             parts.append(("partial", self.beta, output.partial_logits, known & output.hide))
         totals = [torch.where(counted, self._entries(logits, labels), 0.0).sum() for _, _, logits, counted in parts]
         counts = [counted.sum().to(totals[0].dtype) for *_, counted in parts]
-        sums, numbers = global_sum(torch.stack(totals + counts), self._group).chunk(2)
+        sums, numbers = global_sum(torch.stack(totals + counts), self.group).chunk(2)
         means = sums / numbers.clamp(min=1)
         return {name: weight * mean for (name, weight, *_), mean in zip(parts, means, strict=True)}
 
@@ -356,9 +357,6 @@ class LatentContext(WholeState):
                 f"base_loss: expected a loss for each entry, {tuple(logits.shape)}, got {found}; with reduction='none'?"
             )
         return entries.to(labels.dtype)
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> LatentContext:
-        return copy_sharing_group(self, self._group, memo)
 
     def extra_repr(self) -> str:
         """Return the configuration for ``print``."""

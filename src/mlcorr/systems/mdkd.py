@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from mlcorr._checks import check_mask, check_number
-from mlcorr._distributed import copy_sharing_group
+from mlcorr._distributed import SharesGroup
 from mlcorr._loading import WholeState
 from mlcorr._precision import compute_dtype
 from mlcorr._targets import check_target, split_target
@@ -21,7 +21,7 @@ from mlcorr.ops import norder
 from mlcorr.ops.norder.launching import UNIT
 
 
-class MDKDObjective(WholeState):
+class MDKDObjective(SharesGroup, WholeState):
     r"""BCE(s, y) + ``mld_weight``·MLD(s, t) + ``dependency_weight``·(L_ID + L_BD): Eq. 15 of MDKD.
 
     The defaults are the paper's. It trains a student on logits of a teacher; the two networks stay outside.
@@ -41,8 +41,9 @@ class MDKDObjective(WholeState):
         temperature: Of the MLD term.
         backend: Of the dependency loss.
         samples: Number of label sequences drawn for orders >= 5 with ``delta < 1``.
-        group: Process group over which the dependency loss is global. Base loss and MLD are means over the rank's own
-            rows, which DistributedDataParallel averages.
+        group: Process group that the batch is spread over, or None. Every rank returns the objective of the whole
+            batch, and DistributedDataParallel's mean of the gradients is the whole batch's. A ``base_loss`` of yours
+            has to see to it itself, as those of the library do when they are given the group.
 
     Shape:
         - student, teacher: logits (B, C).
@@ -85,7 +86,7 @@ class MDKDObjective(WholeState):
         temperature: float = 1.0,
         samples: int | None = None,
         backend: norder.Backend = "auto",
-        group: object | None = None,
+        group: dist.ProcessGroup | None = None,
     ) -> None:
         super().__init__()
         self.mld_weight = check_number("mld_weight", mld_weight, minimum=0.0)
@@ -94,8 +95,6 @@ class MDKDObjective(WholeState):
             raise TypeError(
                 f"base_loss: expected a callable of (input, target) or None, got {type(base_loss).__name__}"
             )
-        self.base_loss = BinaryCrossEntropyLoss() if base_loss is None else base_loss
-        self.mld = MLDLoss(temperature=temperature)
         self.dependency = MultiOrderDependencyLoss(
             orders,
             level=level,
@@ -107,6 +106,9 @@ class MDKDObjective(WholeState):
             group=group,
         )
         self._settings = self.dependency.settings
+        self.group = self.dependency.group
+        self.base_loss = BinaryCrossEntropyLoss(group=self.group) if base_loss is None else base_loss
+        self.mld = MLDLoss(temperature=temperature, group=self.group)
         self._batch_of_logits, self._batch_of_probabilities = (
             self._settings._replace(level="batch", inputs=inputs) for inputs in ("logits", "probabilities")
         )
@@ -169,6 +171,7 @@ class MDKDObjective(WholeState):
         return (
             type(base_loss) is BinaryCrossEntropyLoss
             and base_loss.reduction == "batchmean"
+            and base_loss.group is None
             and self.mld.temperature == 1.0
             and settings.level != "batch"
             and settings.group is None
@@ -234,9 +237,6 @@ class MDKDObjective(WholeState):
             dependency = norder.dependency_terms(student, teacher, mask, settings)
             named["batch"] = self.dependency_weight * dependency["batch"]
         return named
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> MDKDObjective:
-        return copy_sharing_group(self, self._settings.group, memo)
 
     def extra_repr(self) -> str:
         """Return the configuration for ``print``."""

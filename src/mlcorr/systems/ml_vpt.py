@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple, cast
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from mlcorr._checks import (
@@ -17,7 +18,7 @@ from mlcorr._checks import (
     check_sequence,
     check_tensor,
 )
-from mlcorr._distributed import check_group, copy_sharing_group, global_sum
+from mlcorr._distributed import SharesGroup, check_group, global_sum
 from mlcorr._extra_state import decoded, encoded
 from mlcorr._loading import WholeState
 from mlcorr._targets import check_target
@@ -54,7 +55,7 @@ class MLVPTOutput(NamedTuple):
     gates: Tensor
 
 
-class MLVPT(WholeState):
+class MLVPT(SharesGroup, WholeState):
     r"""Prompts for each group of labels in every block, an adapter a prompt, gates and classifiers for each label.
 
     The defaults are those of the authors' code. With :math:`P = 2TE` prompts, :math:`n` blocks and adapters of width
@@ -145,7 +146,7 @@ class MLVPT(WholeState):
         gamma_pos: float = 0.0,
         clip: float = 0.0,
         checkpoint_blocks: bool = False,
-        group: object | None = None,
+        group: dist.ProcessGroup | None = None,
     ) -> None:
         super().__init__()
         vit = check_vit("vit", vit)
@@ -159,7 +160,7 @@ class MLVPT(WholeState):
         self.prompt_output = prompt_output
         self.gate_loss_weight = check_number("gate_loss_weight", gate_loss_weight, minimum=0.0)
         self.checkpoint_blocks = check_flag("checkpoint_blocks", checkpoint_blocks)
-        self._group = check_group("group", group)
+        self.group = check_group("group", group)
         loss = AsymmetricLoss(gamma_neg=gamma_neg, gamma_pos=gamma_pos, clip=clip, reduction="sum")
 
         self.backbone = cast(nn.Module, vit)
@@ -211,7 +212,7 @@ class MLVPT(WholeState):
         used = [(name, weight, each) for name, weight, each in zip(_TERMS, weights, logits, strict=True) if weight]
         totals = torch.stack([1000 * weight * self._loss(each, target) for _, weight, each in used])
         known = (target >= 0).sum().to(totals.dtype)
-        whole = global_sum(torch.cat([totals, known.unsqueeze(0)]), self._group)
+        whole = global_sum(torch.cat([totals, known.unsqueeze(0)]), self.group)
         means = whole[:-1] / whole[-1].clamp(min=1)
         return {name: mean for (name, _, _), mean in zip(used, means, strict=True)}
 
@@ -293,9 +294,6 @@ class MLVPT(WholeState):
                     f"state: expected the same {name} of the labels, got others ({differ}); build the model with the "
                     "groups that the state was trained with"
                 )
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> MLVPT:
-        return copy_sharing_group(self, self._group, memo)
 
     def extra_repr(self) -> str:
         """Return the configuration for ``print``."""

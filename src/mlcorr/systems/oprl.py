@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from mlcorr._checks import check_flag, check_integer, check_mask, check_module, check_number, check_sequence
+from mlcorr._distributed import SharesGroup, check_group
 from mlcorr._drawing import drawing
 from mlcorr._loading import WholeState
 from mlcorr._precision import compute_dtype
@@ -41,7 +43,7 @@ class OPRLOutput(NamedTuple):
     valid_rows: Tensor | None
 
 
-class OPRL(WholeState):
+class OPRL(SharesGroup, WholeState):
     r"""Encoder, purified attention per label, messages between labels, refinement, one classifier per label.
 
     The defaults are the paper's; at 2048 channels and 80 labels the head has its 43.4 million parameters.
@@ -73,6 +75,8 @@ class OPRL(WholeState):
         gamma_pos: Likewise.
         clip: Likewise.
         aux_weight: λ >= 0 on the auxiliary term; 0 trains without it.
+        group: Process group that the batch is spread over, or None. Every rank returns the objective of the whole
+            batch, and DistributedDataParallel's mean of the gradients is the whole batch's.
 
     Shape:
         - images: what the backbone takes; ``valid``: boolean (B, N) or None, False where a place is padding.
@@ -125,6 +129,7 @@ class OPRL(WholeState):
         gamma_pos: float = 0.0,
         clip: float = 0.05,
         aux_weight: float = 1.0,
+        group: dist.ProcessGroup | None = None,
     ) -> None:
         super().__init__()
         check_module("backbone", backbone)
@@ -137,7 +142,10 @@ class OPRL(WholeState):
         self.aux_weight = check_number("aux_weight", aux_weight, minimum=0.0)
 
         paths = check_sequence("paths", paths)
-        loss = AsymmetricLoss(gamma_neg=gamma_neg, gamma_pos=gamma_pos, clip=clip, reduction="batchmean")
+        self.group = check_group("group", group)
+        loss = AsymmetricLoss(
+            gamma_neg=gamma_neg, gamma_pos=gamma_pos, clip=clip, reduction="batchmean", group=self.group
+        )
 
         self.backbone = backbone
         with drawing():

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Literal, NamedTuple, cast
+from typing import Literal, NamedTuple, cast
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from mlcorr._checks import check_flag, check_floating, check_integer, check_module, check_number
-from mlcorr._distributed import check_group, copy_sharing_group, global_sum
+from mlcorr._distributed import SharesGroup, check_group
 from mlcorr._loading import WholeState
 from mlcorr._precision import compute_dtype
 from mlcorr._targets import check_target
@@ -37,7 +38,7 @@ class SADCLOutput(NamedTuple):
     embeddings: Tensor | None
 
 
-class SADCL(WholeState):
+class SADCL(SharesGroup, WholeState):
     r"""Encoder, decoder with a query for each label, one classifier per label; two contrastive losses in training.
 
     The defaults are those of the authors' code.
@@ -139,7 +140,7 @@ class SADCL(WholeState):
         bank_threshold: float = 0.8,
         bank_warmup_steps: int = 0,
         max_active: int | None = None,
-        group: object | None = None,
+        group: dist.ProcessGroup | None = None,
     ) -> None:
         super().__init__()
         check_module("backbone", backbone)
@@ -159,7 +160,7 @@ class SADCL(WholeState):
         self.sample_weight = check_number("sample_weight", sample_weight, minimum=0.0)
         self.prototype_weight = check_number("prototype_weight", prototype_weight, minimum=0.0)
         self.contrast = True
-        self._group = check_group("group", group)
+        self.group = check_group("group", group)
         contrastive_loss = DualContrastiveLoss(  # first, since it checks its arguments and draws nothing
             self.num_labels,
             self.proj_dim,
@@ -172,7 +173,7 @@ class SADCL(WholeState):
             bank_threshold=bank_threshold,
             bank_warmup_steps=bank_warmup_steps,
             max_active=max_active,
-            group=self._group,
+            group=self.group,
             own_prototypes=False,
         )
 
@@ -192,7 +193,7 @@ class SADCL(WholeState):
         self.prototypes = nn.Parameter(torch.empty(self.num_labels, self.dim))
         self.base_loss = base_loss
         self.contrastive_loss = contrastive_loss
-        self._cross_entropy = BinaryCrossEntropyLoss(reduction="sum")
+        self._cross_entropy = BinaryCrossEntropyLoss(reduction="mean", group=self.group)
         start_weights(self.input_projection)
         start_weights(self.projector)
         nn.init.normal_(self.prototypes)  # about as long as a label feature, which a layer norm gives out
@@ -282,16 +283,12 @@ class SADCL(WholeState):
                 images, target, *valid = batch
                 output = self(images, *valid, embed=False)
                 means.update(output.label_features, output.logits, target)
-            self.prototypes.copy_(means.result(self.prototypes, self._group))
+            self.prototypes.copy_(means.result(self.prototypes, self.group))
 
     def _base(self, logits: Tensor, target: Tensor) -> Tensor:
         """Return the weighted classification loss."""
-        if self.base_loss is not None:
-            return self.classification_weight * self.base_loss(logits, target)
-        total = self._cross_entropy(logits, target)
-        known = check_target("target", target, "logits", logits).ge(0).sum().to(total.dtype)
-        total, known = global_sum(torch.stack([total, known]), self._group).unbind()
-        return self.classification_weight * (total / known.clamp(min=1))
+        base_loss = self._cross_entropy if self.base_loss is None else self.base_loss
+        return self.classification_weight * base_loss(logits, target)
 
     def _check_output(self, output: object, target: object) -> None:
         check_output(output, SADCLOutput, "logits")
@@ -312,9 +309,6 @@ class SADCL(WholeState):
         assert output.embeddings is not None  # _check_output saw to it
         scores = output.logits.detach().to(compute_dtype(output.logits)).sigmoid()
         return output.embeddings, self.projector(self.prototypes), scores
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> SADCL:
-        return copy_sharing_group(self, self._group, memo)
 
     def extra_repr(self) -> str:
         """Return the configuration for ``print``."""

@@ -119,7 +119,7 @@ def test_the_module_is_the_function(case: Case) -> None:
 @every_case
 def test_repr_names_every_parameter(case: Case) -> None:
     module = case.module()
-    parameters = [name for name in vars(module) if not name.startswith("_") and name != "training"]
+    parameters = [name for name in vars(module) if not name.startswith("_") and name not in ("training", "group")]
     assert len(parameters) >= 2
     for name in parameters:
         assert f"{name}=" in module.extra_repr()

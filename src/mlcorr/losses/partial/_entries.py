@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
 from mlcorr._checks import check_floating
+from mlcorr._distributed import gather_rows
 from mlcorr._precision import compute_dtype
 from mlcorr._targets import check_target, labels_and_known
 
@@ -45,9 +47,22 @@ def either(condition: Tensor, yes: float, no: float, like: Tensor) -> Tensor:
     return torch.where(condition, like.new_full((), min(yes, most)), like.new_full((), min(no, most)))
 
 
-def largest(scores: Tensor, among: Tensor, count: int) -> Tensor:
-    """Return where the ``count`` largest of ``scores`` are of those ``among``; of equal ones the first come first."""
+def largest(scores: Tensor, among: Tensor, count: int, group: dist.ProcessGroup | None = None) -> Tensor:
+    """Return where the ``count`` largest of ``scores`` are of those ``among``; of equal ones the first come first.
+
+    With a group, they are the largest of all ranks, each of which is told which of its own are among them.
+    """
     candidates = torch.where(among, scores.detach(), -torch.inf).flatten()
-    order = candidates.sort(descending=True, stable=True).indices  # top-k leaves open which of equal ones it takes
-    chosen = torch.arange(order.numel(), device=order.device) < count
+    # Not top-k, which leaves open which of equal ones it takes.
+    found, order = candidates.sort(descending=True, stable=True)
+    own: Tensor | int = count if group is None else _own_share(found[:count], count, group)
+    chosen = torch.arange(order.numel(), device=order.device) < own
     return torch.zeros_like(chosen).scatter(0, order, chosen).view(among.shape) & among
+
+
+def _own_share(found: Tensor, count: int, group: dist.ProcessGroup) -> Tensor:
+    """Return how many of the ``count`` largest of all ranks are the rank's own; each passes its largest, sorted."""
+    rank = dist.get_rank(group)
+    ranks = gather_rows(torch.full_like(found, rank, dtype=torch.int64), group)
+    order = gather_rows(found, group).sort(descending=True, stable=True).indices
+    return (ranks[order[:count]] == rank).sum()

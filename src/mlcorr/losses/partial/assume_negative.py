@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+import torch.distributed as dist
+from torch import Tensor
 
 from mlcorr._checks import check_choice, check_number
+from mlcorr._distributed import SharesGroup, check_group
 from mlcorr._reduction import REDUCTIONS, Reduction, reduce
 from mlcorr.losses.partial._entries import log_losses, read_entries
 
 
 def assume_negative_loss(
-    input: Tensor, target: Tensor, *, label_smoothing: float = 0.0, reduction: Reduction = "mean"
+    input: Tensor,
+    target: Tensor,
+    *,
+    label_smoothing: float = 0.0,
+    reduction: Reduction = "mean",
+    group: dist.ProcessGroup | None = None,
 ) -> Tensor:
     """BCE to target.clamp(min=0)·(1 − ε) + ε/2, with ε = label_smoothing: −1 and 0 are one; a mean over all entries.
 
@@ -21,6 +28,8 @@ def assume_negative_loss(
         label_smoothing: ε in [0, 1]: a label is taken for what it says with the probability 1 − ε/2 only. 0 is AN;
             0.1 is AN-LS.
         reduction: "mean" over all entries (the official code's), "batchmean", "sum" or "none".
+        group: Process group that the batch is spread over, or None. Every rank returns the loss of the whole batch, and
+            DistributedDataParallel's mean of the gradients is the whole batch's. "none" gives the rank's own entries.
 
     Returns:
         Scalar, or (..., C) for "none"; float32, or float64 for float64 logits. An empty batch gives 0.
@@ -46,12 +55,13 @@ def assume_negative_loss(
         tensor(0.3178)
     """
     label_smoothing = _check_configuration(label_smoothing, reduction)
+    group = check_group("group", group)
     x, y, _ = read_entries(input, target)
     positive, negative = log_losses(x, label_smoothing)
-    return reduce(y * positive + (1 - y) * negative, None, reduction)
+    return reduce(y * positive + (1 - y) * negative, None, reduction, group)
 
 
-class AssumeNegativeLoss(nn.Module):
+class AssumeNegativeLoss(SharesGroup):
     """Module of :func:`mlcorr.functional.assume_negative_loss`: AN, or AN-LS with ``label_smoothing=0.1``.
 
     Parameters are those of the function.
@@ -67,14 +77,19 @@ class AssumeNegativeLoss(nn.Module):
         tensor(0.6931)
     """
 
-    def __init__(self, *, label_smoothing: float = 0.0, reduction: Reduction = "mean") -> None:
+    def __init__(
+        self, *, label_smoothing: float = 0.0, reduction: Reduction = "mean", group: dist.ProcessGroup | None = None
+    ) -> None:
         super().__init__()
         self.label_smoothing = _check_configuration(label_smoothing, reduction)
         self.reduction = reduction
+        self.group = check_group("group", group)
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """Return the loss; see :func:`mlcorr.functional.assume_negative_loss`."""
-        return assume_negative_loss(input, target, label_smoothing=self.label_smoothing, reduction=self.reduction)
+        return assume_negative_loss(
+            input, target, label_smoothing=self.label_smoothing, reduction=self.reduction, group=self.group
+        )
 
     def extra_repr(self) -> str:
         """Return the configuration for ``print``."""

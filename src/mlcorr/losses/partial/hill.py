@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+import torch.distributed as dist
+from torch import Tensor
 
 from mlcorr._checks import check_choice, check_flag, check_number
+from mlcorr._distributed import SharesGroup, check_group
 from mlcorr._reduction import REDUCTIONS, Reduction, reduce
 from mlcorr.losses._focal import focal_positive
 from mlcorr.losses.partial._entries import log_losses, read_entries
@@ -20,6 +22,7 @@ def hill_loss(
     gamma: float = 2.0,
     trust_negatives: bool = False,
     reduction: Reduction = "sum",
+    group: dist.ProcessGroup | None = None,
 ) -> Tensor:
     r"""Σ of −y·(1 − pₘ)^γ·log pₘ + (1 − y)·(λ − p)·p², with pₘ = σ(input − margin) and p = σ(input).
 
@@ -36,6 +39,8 @@ def hill_loss(
         trust_negatives: What a 0 is: False takes it for −1, as in the paper; with True it is a known negative with
             −log(1 − p), and only −1 has the term above.
         reduction: "sum" (the official code's), "mean" over all entries, "batchmean" or "none".
+        group: Process group that the batch is spread over, or None. Every rank returns the loss of the whole batch, and
+            DistributedDataParallel's mean of the gradients is the whole batch's. "none" gives the rank's own entries.
 
     Returns:
         Scalar, or (..., C) for "none"; float32, or float64 for float64 logits. An empty batch gives 0.
@@ -60,16 +65,17 @@ def hill_loss(
         tensor([[1.8251e-05, 1.8750e-01, 1.8250e-05]])
     """
     lamb, margin, gamma = _check_configuration(lamb, margin, gamma, trust_negatives, reduction)
+    group = check_group("group", group)
     x, y, unknown = read_entries(input, target)
     p = x.sigmoid()
     hill = (lamb - p) * p**2
     if trust_negatives:
         _, negative = log_losses(x)
         hill = torch.where(unknown, hill, negative)
-    return reduce(y * focal_positive(x - margin, gamma) + (1 - y) * hill, None, reduction)
+    return reduce(y * focal_positive(x - margin, gamma) + (1 - y) * hill, None, reduction, group)
 
 
-class HillLoss(nn.Module):
+class HillLoss(SharesGroup):
     """Module of :func:`mlcorr.functional.hill_loss`; the defaults, a sum among them, are the official code's.
 
     Parameters are those of the function.
@@ -93,11 +99,13 @@ class HillLoss(nn.Module):
         gamma: float = 2.0,
         trust_negatives: bool = False,
         reduction: Reduction = "sum",
+        group: dist.ProcessGroup | None = None,
     ) -> None:
         super().__init__()
         self.lamb, self.margin, self.gamma = _check_configuration(lamb, margin, gamma, trust_negatives, reduction)
         self.trust_negatives = trust_negatives
         self.reduction = reduction
+        self.group = check_group("group", group)
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """Return the loss; see :func:`mlcorr.functional.hill_loss`."""
@@ -109,6 +117,7 @@ class HillLoss(nn.Module):
             gamma=self.gamma,
             trust_negatives=self.trust_negatives,
             reduction=self.reduction,
+            group=self.group,
         )
 
     def extra_repr(self) -> str:

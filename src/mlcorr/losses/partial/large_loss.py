@@ -6,9 +6,11 @@ import math
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+import torch.distributed as dist
+from torch import Tensor
 
 from mlcorr._checks import check_choice, check_integer, check_number
+from mlcorr._distributed import SharesGroup, check_group, global_number
 from mlcorr._reduction import REDUCTIONS, Reduction, reduce
 from mlcorr._targets import check_target
 from mlcorr.losses.partial._entries import largest, log_losses, read_entries
@@ -24,6 +26,7 @@ def large_loss(
     share: float,
     modification: Literal["rejection", "correction"] = "rejection",
     reduction: Reduction = "mean",
+    group: dist.ProcessGroup | None = None,
 ) -> Tensor:
     """BCE to target.clamp(min=0), of whose large losses at unknown labels some are set to 0 or corrected; a mean.
 
@@ -37,9 +40,12 @@ def large_loss(
             is never modified.
         share: Of all entries, known ones too, in [0, 1]. The paper's grows by a constant in every epoch; see
             :class:`mlcorr.LargeLoss`, which is also what to compile: a compiled function is compiled anew for every
-            share. Processes, and the parts of an accumulated batch, modify a share each.
+            share. It is a share of the batch of all ranks with ``group``; the parts of an accumulated batch modify a
+            share each.
         modification: "rejection" (LL-R) or "correction" (LL-Ct and LL-Cp).
         reduction: "mean" over all entries, rejected ones included (the official code's), "batchmean", "sum" or "none".
+        group: Process group that the batch is spread over, or None. Every rank returns the loss of the whole batch, and
+            DistributedDataParallel's mean of the gradients is the whole batch's. "none" gives the rank's own entries.
 
     Returns:
         Scalar, or (..., C) for "none"; float32, or float64 for float64 logits. An empty batch gives 0.
@@ -69,18 +75,21 @@ def large_loss(
     check_choice("modification", modification, _MODIFICATIONS)
     check_choice("reduction", reduction, REDUCTIONS)
     share = check_number("share", share, minimum=0.0, maximum=1.0)
+    group = check_group("group", group)
     x, y, unknown = read_entries(input, target)
-    modified = _large(x, unknown, share)
+    modified = _large(x, unknown, share, group)
     if modification == "correction":
         y = torch.where(modified, 1.0, y)
     positive, negative = log_losses(x)
     loss = y * positive + (1 - y) * negative
     if modification == "rejection":
         loss = torch.where(modified, 0.0, loss)
-    return reduce(loss, None, reduction)
+    return reduce(loss, None, reduction, group)
 
 
-def correct_large_losses(input: Tensor, target: Tensor, *, share: float) -> Tensor:
+def correct_large_losses(
+    input: Tensor, target: Tensor, *, share: float, group: dist.ProcessGroup | None = None
+) -> Tensor:
     """Return ``target`` with 1 where an unknown label's loss is large: what LL-Cp writes back into the data set.
 
     The entries are those that :func:`mlcorr.functional.large_loss` modifies in the same call. ``target`` itself stays
@@ -90,6 +99,7 @@ def correct_large_losses(input: Tensor, target: Tensor, *, share: float) -> Tens
         input: Logits (..., C); float16, bfloat16, float32 or float64. All leading dimensions together are the batch.
         target: (..., C), bool, integer or floating point; −1 is an unknown label.
         share: Of all entries, known ones too, in [0, 1].
+        group: Process group that the batch is spread over, or None; the share is then one of the whole batch.
 
     Returns:
         (..., C) of the dtype of ``target``.
@@ -116,12 +126,13 @@ def correct_large_losses(input: Tensor, target: Tensor, *, share: float) -> Tens
                 [ 0,  0,  1,  1]])
     """
     share = check_number("share", share, minimum=0.0, maximum=1.0)
+    group = check_group("group", group)
     x, _, unknown = read_entries(input, target)
-    filled = check_target("target", target, "input", input).masked_fill(_large(x, unknown, share), 1)
+    filled = check_target("target", target, "input", input).masked_fill(_large(x, unknown, share, group), 1)
     return filled.to(target.dtype)
 
 
-class LargeLoss(nn.Module):
+class LargeLoss(SharesGroup):
     """Module of :func:`mlcorr.functional.large_loss` for an epoch: LL-R, LL-Ct or LL-Cp.
 
     Args:
@@ -154,6 +165,7 @@ class LargeLoss(nn.Module):
         relative_share: float,
         modification: Literal["rejection", "temporary_correction", "permanent_correction"] = "rejection",
         reduction: Reduction = "mean",
+        group: dist.ProcessGroup | None = None,
     ) -> None:
         super().__init__()
         check_choice("modification", modification, _SCHEMES)
@@ -161,6 +173,7 @@ class LargeLoss(nn.Module):
         self.relative_share = check_number("relative_share", relative_share, minimum=0.0, maximum=1.0)
         self.modification = modification
         self.reduction = reduction
+        self.group = check_group("group", group)
 
     def share(self, epoch: int) -> float:
         """Return the share of entries that an epoch, counted from 0, modifies: none in the first."""
@@ -176,6 +189,7 @@ class LargeLoss(nn.Module):
             share=self.share(epoch),
             modification="rejection" if self.modification == "rejection" else "correction",
             reduction=self.reduction,
+            group=self.group,
         )
 
     def extra_repr(self) -> str:
@@ -185,8 +199,8 @@ class LargeLoss(nn.Module):
         )
 
 
-def _large(x: Tensor, unknown: Tensor, share: float) -> Tensor:
+def _large(x: Tensor, unknown: Tensor, share: float, group: dist.ProcessGroup | None) -> Tensor:
     """Return where the loss of an unknown label is large. As −log(1 − p) it grows with the logit, which ties less."""
     # Rounded up: 0.3 of 10 entries are 3, not the 4 of 3.0000000000000004. A file of an exported program holds no ceil.
-    count = math.trunc(share * x.numel() + (1 - 1e-6))
-    return largest(x, unknown, count)
+    count = math.trunc(share * global_number(x.numel(), group, x.device) + (1 - 1e-6))
+    return largest(x, unknown, count, group)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from mlcorr._checks import check_choice, check_flag, check_floating, check_integer, check_number
+from mlcorr._distributed import SharesGroup, check_group, global_number
 from mlcorr._loading import WholeState
 from mlcorr._reduction import REDUCTIONS, Reduction, reduce
 from mlcorr.losses._focal import focal_terms
@@ -30,6 +32,7 @@ def partial_asymmetric_loss(
     likelihood_topk: int = 5,
     detach_focal: bool = True,
     reduction: Reduction = "sum",
+    group: dist.ProcessGroup | None = None,
 ) -> Tensor:
     r"""Σ of −y·α⁺·(1 − p)^γ⁺·log p − (1 − y)·α·q^γ·log(1 − q), with q = max(p − clip, 0) and p = σ(input).
 
@@ -52,11 +55,13 @@ def partial_asymmetric_loss(
             the paper trains a network first on known labels alone (:class:`mlcorr.BinaryCrossEntropyLoss`) and takes
             the mean of its probabilities over the training set. None ignores by likelihood only.
         prior_threshold: In [0, 1].
-        likelihood_topk: >= 0, per row; 0 ignores by the prior only. The batch is that of one call: processes, and the
-            parts of an accumulated batch, choose each for themselves.
+        likelihood_topk: >= 0, per row; 0 ignores by the prior only. The batch is that of one call, and with ``group``
+            that of all ranks; the parts of an accumulated batch choose each for themselves.
         detach_focal: Treat the powers as constants in the gradient, as the official code does, and so in second
             derivatives too.
         reduction: "sum" (the official code's), "mean" over all entries, ignored ones included, "batchmean" or "none".
+        group: Process group that the batch is spread over, or None. Every rank returns the loss of the whole batch, and
+            DistributedDataParallel's mean of the gradients is the whole batch's. "none" gives the rank's own entries.
 
     Returns:
         Scalar, or (..., C) for "none"; float32, or float64 for float64 logits. An empty batch gives 0.
@@ -88,11 +93,13 @@ def partial_asymmetric_loss(
     clip, prior_threshold, likelihood_topk = _check_choices(
         clip, prior_threshold, likelihood_topk, detach_focal, reduction
     )
+    group = check_group("group", group)
     x, y, unknown = read_entries(input, target)
     if prior is not None:
         _check_prior(prior, x)
 
-    ignored = largest(x, unknown, min(likelihood_topk, x.shape[-1]) * math.prod(x.shape[:-1]))
+    rows = global_number(math.prod(x.shape[:-1]), group, x.device) if likelihood_topk else 0
+    ignored = largest(x, unknown, min(likelihood_topk, x.shape[-1]) * rows, group if likelihood_topk else None)
     if prior is not None:
         ignored = ignored | (unknown & (prior > prior_threshold))
     x = torch.where(ignored, 0.0, x)  # what an ignored logit is, even NaN, reaches neither value nor gradient
@@ -105,10 +112,10 @@ def partial_asymmetric_loss(
     )
     alpha = either(unknown, alpha_unknown, alpha_neg, x)
     loss = y * alpha_pos * positive + (1 - y) * alpha * negative
-    return reduce(torch.where(ignored, 0.0, loss), None, reduction)
+    return reduce(torch.where(ignored, 0.0, loss), None, reduction, group)
 
 
-class PartialAsymmetricLoss(WholeState):
+class PartialAsymmetricLoss(SharesGroup, WholeState):
     """Module of :func:`mlcorr.functional.partial_asymmetric_loss`; the defaults are those of the official program.
 
     Parameters are those of the function; ``prior`` becomes a buffer, so that it moves with ``.to()``. In half precision
@@ -143,6 +150,7 @@ class PartialAsymmetricLoss(WholeState):
         likelihood_topk: int = 5,
         detach_focal: bool = True,
         reduction: Reduction = "sum",
+        group: dist.ProcessGroup | None = None,
     ) -> None:
         super().__init__()
         self.gamma_neg, self.gamma_pos, self.gamma_unknown = _check_exponents(gamma_neg, gamma_pos, gamma_unknown)
@@ -152,6 +160,7 @@ class PartialAsymmetricLoss(WholeState):
         )
         self.detach_focal = detach_focal
         self.reduction = reduction
+        self.group = check_group("group", group)
         if prior is not None and check_floating("prior", prior).dim() != 1:
             raise ValueError(f"prior: expected the shape (C,), one per label, got {tuple(prior.shape)}")
         self.register_buffer("prior", prior)
@@ -173,6 +182,7 @@ class PartialAsymmetricLoss(WholeState):
             likelihood_topk=self.likelihood_topk,
             detach_focal=self.detach_focal,
             reduction=self.reduction,
+            group=self.group,
         )
 
     def extra_repr(self) -> str:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import sys
 
 import torch
-from torch import Tensor, nn
+import torch.distributed as dist
+from torch import Tensor
 
 from mlcorr._checks import check_choice, check_number
+from mlcorr._distributed import SharesGroup, check_group
 from mlcorr._reduction import REDUCTIONS, Reduction, reduce
 from mlcorr.losses.partial._entries import log_losses, read_entries
 
@@ -22,6 +24,7 @@ def partial_bce_loss(
     beta: float = 5.45,
     gamma: float = 1.0,
     reduction: Reduction = "batchmean",
+    group: dist.ProcessGroup | None = None,
 ) -> Tensor:
     r"""g(s)/C · BCE over known labels, with g(s) = alpha·s^gamma + beta and s the share of a row that is known.
 
@@ -38,6 +41,8 @@ def partial_bce_loss(
         gamma: Exponent of g; may be negative, since a row without a known label has no loss anyhow.
         reduction: "batchmean" (the paper's: summed over labels, averaged over rows with a known label), "mean" over
             known entries, "sum" or "none".
+        group: Process group that the batch is spread over, or None. Every rank returns the loss of the whole batch, and
+            DistributedDataParallel's mean of the gradients is the whole batch's. "none" gives the rank's own entries.
 
     Returns:
         Scalar, or (..., C) for "none"; float32, or float64 for float64 logits. Nothing known gives 0.
@@ -59,6 +64,7 @@ def partial_bce_loss(
                 [0.7516, 0.0000, 0.0000, 0.0000]])
     """
     alpha, beta, gamma = _check_configuration(alpha, beta, gamma, reduction)
+    group = check_group("group", group)
     x, y, unknown = read_entries(input, target)
     known = ~unknown
     positive, negative = log_losses(torch.where(known, x, 0.0))  # a NaN at an unknown label stays there
@@ -67,10 +73,10 @@ def partial_bce_loss(
     share = known.sum(dim=-1, keepdim=True).clamp(min=1).to(x.dtype) / labels
     factor = (alpha * share**gamma + beta) / labels
     loss = torch.where(known, factor * (y * positive + (1 - y) * negative), 0.0)
-    return reduce(loss, known, reduction)
+    return reduce(loss, known, reduction, group)
 
 
-class PartialBCELoss(nn.Module):
+class PartialBCELoss(SharesGroup):
     """Module of :func:`mlcorr.functional.partial_bce_loss`; the defaults are the paper's.
 
     Parameters are those of the function.
@@ -93,15 +99,23 @@ class PartialBCELoss(nn.Module):
         beta: float = 5.45,
         gamma: float = 1.0,
         reduction: Reduction = "batchmean",
+        group: dist.ProcessGroup | None = None,
     ) -> None:
         super().__init__()
         self.alpha, self.beta, self.gamma = _check_configuration(alpha, beta, gamma, reduction)
         self.reduction = reduction
+        self.group = check_group("group", group)
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """Return the loss; see :func:`mlcorr.functional.partial_bce_loss`."""
         return partial_bce_loss(
-            input, target, alpha=self.alpha, beta=self.beta, gamma=self.gamma, reduction=self.reduction
+            input,
+            target,
+            alpha=self.alpha,
+            beta=self.beta,
+            gamma=self.gamma,
+            reduction=self.reduction,
+            group=self.group,
         )
 
     def extra_repr(self) -> str:

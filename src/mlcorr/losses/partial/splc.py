@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+import torch.distributed as dist
+from torch import Tensor
 
 from mlcorr._checks import check_choice, check_flag, check_integer, check_number
+from mlcorr._distributed import SharesGroup, check_group
 from mlcorr._reduction import REDUCTIONS, Reduction, reduce
 from mlcorr.losses._focal import focal_positive
 from mlcorr.losses.partial._entries import read_entries
@@ -21,6 +23,7 @@ def splc_loss(
     correct: bool = True,
     trust_negatives: bool = False,
     reduction: Reduction = "sum",
+    group: dist.ProcessGroup | None = None,
 ) -> Tensor:
     r"""Σ of y·L(input − margin) + (1 − y)·L(input where p > tau, else −input), with L(x) = −σ(−x)^γ·log σ(x).
 
@@ -37,6 +40,8 @@ def splc_loss(
         trust_negatives: What a 0 is: False takes it for −1, as in the paper; with True it is a known negative and is
             never corrected.
         reduction: "sum" (the official code's), "mean" over all entries, "batchmean" or "none".
+        group: Process group that the batch is spread over, or None. Every rank returns the loss of the whole batch, and
+            DistributedDataParallel's mean of the gradients is the whole batch's. "none" gives the rank's own entries.
 
     Returns:
         Scalar, or (..., C) for "none"; float32, or float64 for float64 logits. An empty batch gives 0.
@@ -62,6 +67,7 @@ def splc_loss(
     """
     tau, margin, gamma = _check_configuration(tau, margin, gamma, trust_negatives, reduction)
     check_flag("correct", correct)
+    group = check_group("group", group)
     x, y, unknown = read_entries(input, target)
     signed = -x
     if correct:
@@ -70,10 +76,10 @@ def splc_loss(
             corrected = corrected & unknown
         signed = torch.where(corrected, x, -x)
     loss = y * focal_positive(x - margin, gamma) + (1 - y) * focal_positive(signed, gamma)
-    return reduce(loss, None, reduction)
+    return reduce(loss, None, reduction, group)
 
 
-class SPLCLoss(nn.Module):
+class SPLCLoss(SharesGroup):
     """Module of :func:`mlcorr.functional.splc_loss`; the defaults, a sum among them, are the official code's.
 
     Args:
@@ -101,12 +107,14 @@ class SPLCLoss(nn.Module):
         gamma: float = 2.0,
         trust_negatives: bool = False,
         reduction: Reduction = "sum",
+        group: dist.ProcessGroup | None = None,
     ) -> None:
         super().__init__()
         self.tau, self.margin, self.gamma = _check_configuration(tau, margin, gamma, trust_negatives, reduction)
         self.change_epoch = check_integer("change_epoch", change_epoch, minimum=0)
         self.trust_negatives = trust_negatives
         self.reduction = reduction
+        self.group = check_group("group", group)
 
     def forward(self, input: Tensor, target: Tensor, epoch: int | None = None) -> Tensor:
         """Return the loss of an epoch, counted from 0; None corrects. See :func:`mlcorr.functional.splc_loss`."""
@@ -119,6 +127,7 @@ class SPLCLoss(nn.Module):
             correct=epoch is None or check_integer("epoch", epoch, minimum=0) >= self.change_epoch,
             trust_negatives=self.trust_negatives,
             reduction=self.reduction,
+            group=self.group,
         )
 
     def extra_repr(self) -> str:

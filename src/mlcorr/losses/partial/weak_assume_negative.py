@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+import torch.distributed as dist
+from torch import Tensor
 
 from mlcorr._checks import check_choice, check_flag, check_number
+from mlcorr._distributed import SharesGroup, check_group
 from mlcorr._reduction import REDUCTIONS, Reduction, reduce
 from mlcorr.losses.partial._entries import either, log_losses, read_entries
 
@@ -17,6 +19,7 @@ def weak_assume_negative_loss(
     label_smoothing: float = 0.0,
     trust_negatives: bool = False,
     reduction: Reduction = "mean",
+    group: dist.ProcessGroup | None = None,
 ) -> Tensor:
     r"""−y·log p − weight·(1 − y)·log(1 − p) with y = target.clamp(min=0), p = σ(input); a mean over all entries.
 
@@ -32,6 +35,8 @@ def weak_assume_negative_loss(
         trust_negatives: What a 0 is: False takes it for −1, as in the paper; with True it is a known negative of
             weight 1, and only −1 is weak.
         reduction: "mean" over all entries (the official code's), "batchmean", "sum" or "none".
+        group: Process group that the batch is spread over, or None. Every rank returns the loss of the whole batch, and
+            DistributedDataParallel's mean of the gradients is the whole batch's. "none" gives the rank's own entries.
 
     Returns:
         Scalar, or (..., C) for "none"; float32, or float64 for float64 logits. An empty batch gives 0.
@@ -57,16 +62,17 @@ def weak_assume_negative_loss(
         tensor([[0.6931, 0.6931, 0.3466]])
     """
     weight, label_smoothing = _check_configuration(weight, label_smoothing, trust_negatives, reduction)
+    group = check_group("group", group)
     x, y, unknown = read_entries(input, target)
     if weight is None:
         weight = 1 / max(x.shape[-1] - 1, 1)
     positive, negative = log_losses(x, label_smoothing)
     factor: Tensor | float = either(unknown, weight, 1.0, x) if trust_negatives else weight
     # The factors first: a large loss times a large weight overflows, and 0 times that is NaN.
-    return reduce(y * positive + (1 - y) * factor * negative, None, reduction)
+    return reduce(y * positive + (1 - y) * factor * negative, None, reduction, group)
 
 
-class WeakAssumeNegativeLoss(nn.Module):
+class WeakAssumeNegativeLoss(SharesGroup):
     """Module of :func:`mlcorr.functional.weak_assume_negative_loss`; the defaults are the paper's.
 
     Parameters are those of the function.
@@ -89,11 +95,13 @@ class WeakAssumeNegativeLoss(nn.Module):
         label_smoothing: float = 0.0,
         trust_negatives: bool = False,
         reduction: Reduction = "mean",
+        group: dist.ProcessGroup | None = None,
     ) -> None:
         super().__init__()
         self.weight, self.label_smoothing = _check_configuration(weight, label_smoothing, trust_negatives, reduction)
         self.trust_negatives = trust_negatives
         self.reduction = reduction
+        self.group = check_group("group", group)
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """Return the loss; see :func:`mlcorr.functional.weak_assume_negative_loss`."""
@@ -104,6 +112,7 @@ class WeakAssumeNegativeLoss(nn.Module):
             label_smoothing=self.label_smoothing,
             trust_negatives=self.trust_negatives,
             reduction=self.reduction,
+            group=self.group,
         )
 
     def extra_repr(self) -> str:
