@@ -24,7 +24,7 @@ def run_suite(junit: Path, workers: str) -> None:
     subprocess.run(
         [
             *(sys.executable, "-m", "pytest", "-q", "--numprocesses", workers, f"--junit-xml={junit}"),
-            *("--cov=mlcorr", "--cov-branch", "--cov-context=test", "--cov-report="),
+            *("--cov=mlcorr", "--cov-context=test", "--cov-report="),
             *("-o", "junit_family=xunit1", *sys.argv[1:]),
         ],
         cwd=ROOT,

@@ -4,8 +4,10 @@
     python -m tests.mutation.record
     python -m tests.mutation.run --number 300 --seed 0 --output benchmarks/results/mutants.json
 
-Each mutant gets the tests that run its line (of a line that runs at import: its file), the quickest first, until one
-fails. A mutant with which they take several times as long as without is killed too: it hangs.
+Each mutant gets tests that run its line (of a line that runs at import, or in processes that tests start: its file),
+until one fails: the quickest of each test function, then the next of each, as far as ``--seconds`` go. A mutant with
+which they take several times as long as without is killed too: it hangs. In the end the tests that killed are run on
+the code as it is, since what fails there has killed nothing.
 """
 
 from __future__ import annotations
@@ -20,8 +22,10 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from difflib import unified_diff
+from itertools import accumulate, zip_longest
 from pathlib import Path
 from queue import Queue
 from typing import Any
@@ -34,12 +38,17 @@ SLOWER = 5.0  # times as long as without the change: it hangs
 HEAD = 40  # tests that are tried first, since most mutants are killed by one of them
 
 
-def tests_of(mutant: Mutant, record: dict[str, Any]) -> list[tuple[float, str]]:
-    """Return seconds and name of the tests that run the mutant's line, the quickest first."""
+def tests_of(mutant: Mutant, record: dict[str, Any], limit: float) -> list[tuple[float, str]]:
+    """Return seconds and names of tests that run the mutant's line, as many as take ``limit`` seconds."""
     by_line = record["lines"].get(mutant.path, {})
     names = by_line.get(str(mutant.line)) or sorted({name for each in by_line.values() for name in each})
     seconds = record["seconds"]
-    return sorted((seconds.get(name, 1.0), name) for name in names)
+    functions: dict[str, list[tuple[float, str]]] = {}
+    for timed in sorted((seconds.get(name, 1.0), name) for name in names):
+        functions.setdefault(timed[1].partition("[")[0], []).append(timed)
+    rounds = [each for at_a_time in zip_longest(*functions.values()) for each in at_a_time if each is not None]
+    sums = accumulate(seconds for seconds, _ in rounds)
+    return [each for each, total in zip(rounds, sums, strict=True) if total <= limit or each is rounds[0]]
 
 
 def run_tests(folder: Path, names: list[str], limit: float) -> tuple[int, str]:
@@ -70,13 +79,13 @@ def run_tests(folder: Path, names: list[str], limit: float) -> tuple[int, str]:
     return process.returncode, output[-2000:]
 
 
-def judge(mutant: Mutant, folder: Path, record: dict[str, Any]) -> dict[str, Any]:
+def judge(mutant: Mutant, folder: Path, record: dict[str, Any], seconds: float) -> dict[str, Any]:
     """Return what became of a mutant: killed, with the test that noticed, or survived."""
     path = folder / mutant.path
     original, change = path.read_text(encoding="utf-8"), mutated(mutant)
     difference = list(unified_diff(original.splitlines(), change.splitlines(), n=0, lineterm=""))[3:]
     result: dict[str, Any] = {**mutant._asdict(), "change": difference}
-    chosen = tests_of(mutant, record)
+    chosen = tests_of(mutant, record, seconds)
     started = time.perf_counter()
     path.write_text(change, encoding="utf-8")
     try:
@@ -87,13 +96,21 @@ def judge(mutant: Mutant, folder: Path, record: dict[str, Any]) -> dict[str, Any
             code, output = run_tests(folder, [name for _, name in part], limit)
             if code != 0:
                 by = next((line for line in output.splitlines() if line.startswith(("FAILED", "ERROR"))), output[-300:])
-                result |= {"outcome": "killed", "by": by[:300], "code": code}
+                result |= {"outcome": "killed", "by": by.partition(" - ")[0][:300], "code": code}
                 break
         else:
             result["outcome"] = "survived" if chosen else "no test runs it"
     finally:
         path.write_text(original, encoding="utf-8")
     return result | {"tests": len(chosen), "seconds": round(time.perf_counter() - started, 1)}
+
+
+def innocent(results: Iterable[dict[str, Any]], folder: Path) -> list[str]:
+    """Return the killing tests that fail on the code as it is."""
+    names = sorted({by.partition(" ")[2] for by in (each.get("by", "") for each in results) if by.startswith("FAILED")})
+    if not names or run_tests(folder, names, 60 * START)[0] == 0:
+        return []
+    return [name for name in names if run_tests(folder, [name], 10 * START)[0] != 0]
 
 
 def copy_of_project(folder: Path) -> Path:
@@ -114,6 +131,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--number", type=int, default=300, help="mutants (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the sample (default: %(default)s)")
+    parser.add_argument("--seconds", type=float, default=60, help="of tests for a mutant (default: %(default)s)")
     parser.add_argument("--workers", type=int, default=2, help="processes at a time (default: %(default)s)")
     parser.add_argument("--again", type=Path, help="a result: judge only what survived there")
     parser.add_argument("--output", type=Path, required=True, help="file for the result, written after each mutant")
@@ -141,7 +159,7 @@ def main() -> None:
         def work(mutant: Mutant) -> dict[str, Any]:
             folder = folders.get()
             try:
-                return judge(mutant, folder, record)
+                return judge(mutant, folder, record, options.seconds)
             finally:
                 folders.put(folder)
 
@@ -154,6 +172,9 @@ def main() -> None:
                 )
                 sys.stdout.flush()
                 write(results)
+        failing = innocent(results, folders.get())
+        if failing:
+            sys.exit(f"these fail without a mutant, too, and have killed nothing: {failing}")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mlcorr._checks import check_data, check_number, check_tensor
 from mlcorr._targets import CONVERTED, DTYPES
-from mlcorr.grouping.cooccurrence import entries_of
+from mlcorr.grouping.cooccurrence import LabelCooccurrence, entries_of
 
 
 def affinity(counts: Tensor, label_counts: Tensor, tau: float = 2.0) -> Tensor:
@@ -140,6 +140,36 @@ def symmetric(row: Tensor, column: Tensor, half: Tensor, size: int) -> Any:
     result = (matrix + matrix.T.tocsr()).tocsr()
     result.sort_indices()
     return result
+
+
+def ordered_affinity(counts: LabelCooccurrence, tau: float, *, sparse: bool) -> tuple[Any, Tensor]:
+    """Return M⁺, its labels sorted by their counts, as an array of NumPy or SciPy, and which label each row is."""
+    table = counts.counts(sparse=sparse)
+    present, together, known = table.present.cpu(), table.together.cpu(), table.known.cpu()
+    order = _canonical_order(present, together)
+    if not sparse:
+        return affinity(together[order][:, order], known[order][:, order], tau).numpy(), order
+    rank = torch.empty_like(order)
+    rank[order] = torch.arange(len(order), device=order.device)
+    row, column, half = half_affinity(together, known, 1 / tau)
+    return symmetric(rank[row], rank[column], half, len(order)), order
+
+
+def _canonical_order(present: Tensor, together: Tensor) -> Tensor:
+    """Sort labels by what the counts say of them, frequent ones first, so that their own order has no influence."""
+    if together.is_sparse:
+        index, values = together.indices(), together.values()
+        row, column = index
+    else:
+        row, column = together.nonzero(as_tuple=True)
+        values = together[row, column]
+    keys = [present, *(torch.zeros_like(present) for _ in range(3))]
+    for key, weight in zip(keys[1:], (values, values * values, values * present[column]), strict=True):
+        key.index_add_(0, row, weight)  # whole numbers, so that every order gives the same sum
+    order = torch.arange(len(present), device=present.device)
+    for key in reversed(keys):
+        order = order[(-key[order]).sort(stable=True).indices]
+    return order
 
 
 def _check(table: Tensor, labels: Tensor, names: tuple[str, str] = ("counts", "label_counts")) -> None:

@@ -135,6 +135,8 @@ class LabelGroups:
             with file:
                 json.dump(content, file, ensure_ascii=False)
                 file.write("\n")
+                file.flush()
+                os.fsync(file.fileno())  # a crash must not leave the new name without the content
             os.replace(temporary, path)
         except BaseException:
             os.unlink(temporary)

@@ -17,7 +17,7 @@ from mlcorr._distributed import check_group, global_sum
 from mlcorr._extra_state import decoded, encoded
 from mlcorr._loading import WholeState, unfit_tensor
 from mlcorr._precision import compute_dtype
-from mlcorr.grouping.affinity import affinity, half_affinity, symmetric
+from mlcorr.grouping.affinity import ordered_affinity
 from mlcorr.grouping.cooccurrence import LabelCooccurrence
 from mlcorr.grouping.label_groups import RELATIONS, LabelGroups, Relation, check_names
 from mlcorr.grouping.operators import AffinityOperator
@@ -332,17 +332,7 @@ class SpectralLabelGrouping(WholeState):
         return LabelGroups(found[0], found[1], self.names, count, self.tau, f"spectral, {self._form}", *cuts)
 
     def _affinity(self, counts: LabelCooccurrence) -> tuple[Any, Tensor]:
-        """Return M⁺ as an array of NumPy or SciPy, and which label each of its rows is."""
-        table = counts.counts(sparse=self._form == "operator")
-        present, together, known = table.present.cpu(), table.together.cpu(), table.known.cpu()
-        order = _canonical_order(present, together)
-        if self._form == "dense":
-            m = affinity(together[order][:, order], known[order][:, order], self.tau)
-            return m.numpy(), order
-        rank = torch.empty_like(order)
-        rank[order] = torch.arange(len(order), device=order.device)
-        row, column, half = half_affinity(together, known, 1 / self.tau)
-        return symmetric(rank[row], rank[column], half, self.num_labels), order
+        return ordered_affinity(counts, self.tau, sparse=self._form == "operator")
 
     def _groups(self, relation: Relation) -> Tensor:
         return self.co_groups if relation == "co" else self.dis_groups
@@ -383,23 +373,6 @@ def _found_in(content: dict[str, Any]) -> tuple[str, float, float, float] | None
 def _least_number(*groups: Tensor) -> int:
     """Return how many groups there are at least."""
     return max((int(x.max()) + 1 for x in groups if x.numel()), default=0)
-
-
-def _canonical_order(present: Tensor, together: Tensor) -> Tensor:
-    """Sort labels by what the counts say of them, frequent ones first, so that their own order has no influence."""
-    if together.is_sparse:
-        index, values = together.indices(), together.values()
-        row, column = index
-    else:
-        row, column = together.nonzero(as_tuple=True)
-        values = together[row, column]
-    keys = [present, *(torch.zeros_like(present) for _ in range(3))]
-    for key, weight in zip(keys[1:], (values, values * values, values * present[column]), strict=True):
-        key.index_add_(0, row, weight)  # whole numbers, so that every order gives the same sum
-    order = torch.arange(len(present), device=present.device)
-    for key in reversed(keys):
-        order = order[(-key[order]).sort(stable=True).indices]
-    return order
 
 
 def _of_first_rank(groups: LabelGroups, group: dist.ProcessGroup, device: torch.device) -> LabelGroups:
