@@ -68,6 +68,15 @@ def newest(session: nox.Session) -> None:
     session.run("python", "-m", "pytest", *session.posargs)
 
 
+@nox.session(python="3.11")
+def coverage(session: nox.Session) -> None:
+    """Run the tests with the pinned versions, and tell which lines and branches of the library they leave out."""
+    session.install("--constraint", "constraints.txt", "--editable", ".[dev]")
+    session.install("pytest-cov")
+    session.run("python", "-m", "pytest", "--cov=mlcorr", "--cov-report=", *session.posargs)
+    session.run("python", "-m", "coverage", "report", "--fail-under=98")
+
+
 @nox.session
 def audit(session: nox.Session) -> None:
     """Ask whether anything is known against a pinned version; needs the network."""

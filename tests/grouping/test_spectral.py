@@ -334,6 +334,19 @@ def test_a_state_that_does_not_fit_changes_nothing() -> None:
         assert all(torch.equal(tensor, before[name]) for name, tensor in grouping.state_dict().items())
 
 
+@pytest.mark.parametrize(("num_groups", "expected"), [(3, 3), ("auto", 2)])
+def test_groups_without_what_was_found_are_taken_over(num_groups, expected: int) -> None:
+    state = {"co_groups": torch.tensor([0, 1, 1]), "dis_groups": torch.tensor([1, 0, 1])}
+    grouping = SpectralLabelGrouping(3, num_groups)
+    grouping.load_state_dict(state, strict=False)
+    assert grouping.assignments.num_groups == expected
+    assert grouping.assignments.method == "loaded"
+    assert grouping.pool(torch.ones(1, 3, 1)).shape == (1, expected, 1)
+    grouping.load_state_dict({**state, "dis_groups": torch.tensor([1, -1, 1])}, strict=False)
+    with pytest.raises(RuntimeError, match="no groups yet"):
+        _ = grouping.assignments
+
+
 def test_published_groups_are_taken_over() -> None:
     groups = LabelGroups(torch.tensor([0, 1, 1]), torch.tensor([1, 0, 1]), ("a", "b", "c"), 2, 3.0, "published")
     grouping = SpectralLabelGrouping(3, 2, names=("c", "b", "a"))
