@@ -42,6 +42,11 @@ def durations(junit: Path) -> dict[str, float]:
     return found
 
 
+def test_of(context: str) -> str:
+    """Return the test of a context: ``name|run`` where it ran itself, ``name (call)`` of a process that it started."""
+    return context.partition("|")[0].rpartition(" (")[0] or context.partition("|")[0]
+
+
 def lines() -> dict[str, dict[int, list[str]]]:
     """Return, by file and line, the tests that ran it."""
     from coverage import CoverageData
@@ -54,7 +59,7 @@ def lines() -> dict[str, dict[int, list[str]]]:
         if (ROOT / SOURCE) in path.parents:
             contexts = data.contexts_by_lineno(file)
             found[str(path.relative_to(ROOT))] = {
-                line: sorted({name.partition("|")[0] for name in names if name}) for line, names in contexts.items()
+                line: sorted({test_of(name) for name in names if name}) for line, names in contexts.items()
             }
     return found
 
