@@ -31,7 +31,9 @@ class Trial:
         context = multiprocessing.get_context("forkserver")  # which imports once for all
         context.set_forkserver_preload(["tests.distributed.failing"])
         arguments = (ranks, name, way, timeout, str(folder))
-        self.processes = [context.Process(target=process, args=(rank, *arguments), daemon=True) for rank in range(ranks)]
+        self.processes = [
+            context.Process(target=process, args=(rank, *arguments), daemon=True) for rank in range(ranks)
+        ]
         for each in self.processes:
             each.start()
 
