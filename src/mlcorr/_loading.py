@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from mlcorr._checks import kind_of
-from mlcorr._sharding import is_sharded, of_fsdp, reshard
+from mlcorr._sharding import is_sharded, of_fsdp2, reshard
 
 
 class WholeState(nn.Module):
@@ -74,7 +74,7 @@ def _problems(root: WholeState, state: Mapping[str, Any], strict: bool, assign: 
         known_way = str(way.__module__).startswith(("mlcorr.", "torch.nn.modules."))
         reshard(part)
         before = part._load_state_dict_pre_hooks.values()  # which may change what its parts are given, too
-        if not all(map(of_fsdp, before)) or not known_way:
+        if not all(map(of_fsdp2, before)) or not known_way:
             elsewhere.append(prefix)
             continue
         ours = isinstance(part, WholeState)
@@ -99,7 +99,7 @@ def _problems(root: WholeState, state: Mapping[str, Any], strict: bool, assign: 
                 name for name in _under(prefix, state) if name[len(prefix) :].partition(".")[0] not in part._modules
             }
     after = (hook for _, part in parts for hook in part._load_state_dict_post_hooks.values())  # which may forgive
-    if strict and all(map(of_fsdp, after)):
+    if strict and all(map(of_fsdp2, after)):
         unexpected = [name for name in state if name not in known and not name.startswith(tuple(elsewhere))]
         for what, names in (("Missing", missing), ("Unexpected", unexpected)):
             if names:

@@ -8,7 +8,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-_FSDP = "torch.distributed.fsdp."
+_FSDP2 = "torch.distributed.fsdp._fully_shard."
 
 
 def is_sharded(x: object) -> bool:
@@ -18,15 +18,15 @@ def is_sharded(x: object) -> bool:
     return distributed is not None and isinstance(x, distributed.DTensor)
 
 
-def of_fsdp(hook: object) -> bool:
+def of_fsdp2(hook: object) -> bool:
     """Return whether ``hook`` is one that FSDP2 puts on a module for loading: they move shards and change no number."""
-    return str(getattr(hook, "__module__", "")).startswith(_FSDP)
+    return str(getattr(hook, "__module__", "")).startswith(_FSDP2)
 
 
 def reshard(module: nn.Module) -> None:
     """Have FSDP2, where it has ``module``, put the shards in the place of gathered parameters."""
     for hook in module._load_state_dict_pre_hooks.values():
-        if of_fsdp(hook):
+        if of_fsdp2(hook):
             hook({}, "", {}, True, [], [], [])
 
 
