@@ -95,7 +95,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     model = SADCL(
         backbone, channels, len(data.label_names), proj_dim=32, proj_width=64, width=128, group=dist.group.WORLD
     ).to(device)
-    trained = DistributedDataParallel(model)  # the memory banks are alike, so that broadcast_buffers does no harm
+    # The order of sums over three processes or more follows from the buckets of gradients. After its first update
+    # DistributedDataParallel forms them anew, and a resumed run would differ by a bit; not so where it looks for unused
+    # parameters.
+    kept = options.checkpoint is not None and dist.get_world_size() > 2
+    # The memory banks are alike, so that broadcast_buffers does no harm.
+    trained = DistributedDataParallel(model, find_unused_parameters=kept)
 
     train = TensorDataset(data.train.inputs, data.train.targets)
     sampler = DistributedSampler(train, seed=0)

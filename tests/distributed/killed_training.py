@@ -36,6 +36,7 @@ def kill_in(update: int) -> None:
 def main() -> None:
     """Take the plan, and leave the rest to the example."""
     plan, start = sys.argv[1].split(","), int(os.environ["TORCHELASTIC_RESTART_COUNT"])
+    sys.stdout.write(f"start {start}\n")
     if plan != ["none"] and start < len(plan):
         rank, moment = plan[start].split(":")
         if rank == os.environ["RANK"]:
