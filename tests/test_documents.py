@@ -14,6 +14,7 @@ import doctest
 import importlib
 import importlib.util
 import inspect
+import itertools
 import re
 import shlex
 import sys
@@ -127,7 +128,7 @@ def identity(path: Path) -> str:
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=identity)
 def test_every_block_is_of_a_kind_that_is_checked(path: Path) -> None:
-    known = {"python", "console", "diff", "testsetup"} | NOT_CODE
+    known = {"python", "console", "diff", "testsetup", "testcleanup"} | NOT_CODE
     wrong = [f"line {block.line}: {block.kind}" for block in blocks_of(path) if block.kind not in known]
     assert not wrong, f"{identity(path)}: nothing runs these blocks: {wrong}"
 
@@ -227,18 +228,6 @@ def grouping(_: pytest.MonkeyPatch, folder: Path) -> dict[str, Any]:
     }
 
 
-def distributed(monkeypatch: pytest.MonkeyPatch, folder: Path) -> dict[str, Any]:
-    """One process that is a group already when the page starts its own, and a model."""
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/group", rank=0, world_size=1)
-    monkeypatch.setattr(torch.distributed, "init_process_group", lambda _: None)
-    return {
-        "torch": torch,
-        "model": torch.nn.Linear(8, 5),
-        "images": torch.rand(4, 8),
-        "target": torch.randint(-1, 2, (4, 5)),
-    }
-
-
 def metrics(_: pytest.MonkeyPatch, __: Path) -> dict[str, Any]:
     """A stand-in for Lightning's module, since the page only defines a class of it."""
     made = pytest.importorskip("mlcorr.metrics_torchmetrics", reason="needs torchmetrics")
@@ -261,7 +250,6 @@ PRELUDES: dict[str, Prelude] = {
     "docs/systems/oprl.rst": oprl,
     "docs/systems/ml_vpt.rst": ml_vpt,
     "docs/api/grouping.rst": grouping,
-    "docs/distributed.rst": distributed,
 }
 
 
@@ -280,7 +268,7 @@ def test_its_commands_exist_and_take_their_arguments(path: Path, monkeypatch: py
 
 def check_command(command: str, whole: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Raise AssertionError unless the command would start; it is not run."""
-    program, *arguments = shlex.split(command, comments=True)
+    program, *arguments = words_of(command)
     if program == "make":
         check_make(arguments, monkeypatch)
     elif program in ("torchrun", "accelerate") or (program == "python" and arguments[:1] == ["-m"]):
@@ -291,6 +279,11 @@ def check_command(command: str, whole: bool, monkeypatch: pytest.MonkeyPatch) ->
         check_pip(arguments)
     else:
         assert program in ("cd", "git"), f"{command}: nothing checks this command"
+
+
+def words_of(command: str) -> list[str]:
+    """Return the words of a command, without the variables it is given."""
+    return list(itertools.dropwhile(lambda word: re.match(r"[A-Z_]+=", word), shlex.split(command, comments=True)))
 
 
 def check_make(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -449,6 +442,7 @@ def test_blocks_and_examples_run_in_order_and_fail_at_their_line(tmp_path: Path)
         "python -m benchmarks.run --case nonsense",
         "python -m examples.train",
         "torchrun --nproc-per-node 2 -m examples.distributed --nonsense 1",
+        "A_VARIABLE=1 torchrun --nproc-per-node 2 -m examples.distributed --nonsense 1",
         "pip install mlcorr[nonsense]",
         "python -m pip install '.[dev,nonsense]'",
         "python -m antigravity",
@@ -468,6 +462,7 @@ def test_a_command_that_would_not_start_is_found(command: str, monkeypatch: pyte
         "python -m benchmarks.run --case 'labels-*' 'order-*' --providers naive,bce --output times.jsonl",
         "python -m examples.train --system oprl --data FILE.npz",
         "torchrun --nproc-per-node 2 -m examples.distributed --epochs 1",
+        "A_VARIABLE=1 torchrun --nproc-per-node 2 -m examples.distributed --checkpoint run.pt",
         "python -m pip install '.[dev]'",
     ],
 )

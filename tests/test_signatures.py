@@ -1,6 +1,6 @@
 """Parameters of everything public, and their defaults, are what ``signatures.txt`` lists: a change of one is meant.
 
-    python -m tests.test_signatures            # writes the list anew
+python -m tests.test_signatures            # writes the list anew
 """
 
 from __future__ import annotations

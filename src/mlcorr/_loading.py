@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from mlcorr._checks import kind_of
+from mlcorr._sharding import is_sharded, of_fsdp2, reshard
 
 
 class WholeState(nn.Module):
@@ -19,7 +20,9 @@ class WholeState(nn.Module):
         """Load as :meth:`torch.nn.Module.load_state_dict` does; where that raises an error, nothing has changed.
 
         A part with hooks that change a state before it is loaded, or that comes from elsewhere and loads in its own
-        way, is looked at when it is loaded, after the parts before it.
+        way, is looked at when it is loaded, after the parts before it. Parameters that FSDP2 has sharded take sharded
+        ones (``DTensor``); ``set_model_state_dict`` of ``torch.distributed.checkpoint.state_dict`` makes them of whole
+        ones.
 
         Raises:
             RuntimeError: Names, shapes or kinds of numbers do not fit.
@@ -29,7 +32,7 @@ class WholeState(nn.Module):
             for name in state_dict:
                 if not isinstance(name, str):
                     raise TypeError(f"state_dict: expected names of tensors as keys, got {kind_of(name)}")
-            found = list(_problems(self, state_dict, strict))
+            found = list(_problems(self, state_dict, strict, assign))
             if found:
                 message = "\n\t".join(found)
                 raise RuntimeError(f"Error(s) in loading state_dict for {type(self).__name__}:\n\t{message}")
@@ -56,7 +59,7 @@ def _own(module: nn.Module) -> dict[str, Tensor | None]:
     return {name: x for name, x in {**module._parameters, **kept}.items() if x is not None}
 
 
-def _problems(root: WholeState, state: Mapping[str, Any], strict: bool) -> Iterator[str]:
+def _problems(root: WholeState, state: Mapping[str, Any], strict: bool, assign: bool) -> Iterator[str]:
     """Yield why a state cannot be taken over."""
     missing: list[str] = []
     unfit: list[str] = []
@@ -69,7 +72,9 @@ def _problems(root: WholeState, state: Mapping[str, Any], strict: bool) -> Itera
             continue
         way = part._load_from_state_dict
         known_way = str(way.__module__).startswith(("mlcorr.", "torch.nn.modules."))
-        if part._load_state_dict_pre_hooks or not known_way:  # which may change what its parts are given, too
+        reshard(part)
+        before = part._load_state_dict_pre_hooks.values()  # which may change what its parts are given, too
+        if not all(map(of_fsdp2, before)) or not known_way:
             elsewhere.append(prefix)
             continue
         ours = isinstance(part, WholeState)
@@ -86,14 +91,15 @@ def _problems(root: WholeState, state: Mapping[str, Any], strict: bool) -> Itera
             if prefix + name in state:
                 # Averaged buffers of others, such as a number of batches, are no whole numbers any more.
                 kind = ours or name in part._parameters
-                unfit += unfit_tensor(prefix + name, state[prefix + name], own, kind=kind)
+                unfit += unfit_tensor(prefix + name, state[prefix + name], own, kind=kind, assign=assign)
             elif ours or not own_way:
                 missing.append(prefix + name)
         if own_way and not ours:
             known |= {
                 name for name in _under(prefix, state) if name[len(prefix) :].partition(".")[0] not in part._modules
             }
-    if strict and not any(part._load_state_dict_post_hooks for _, part in parts):  # which may forgive
+    after = (hook for _, part in parts for hook in part._load_state_dict_post_hooks.values())  # which may forgive
+    if strict and all(map(of_fsdp2, after)):
         unexpected = [name for name in state if name not in known and not name.startswith(tuple(elsewhere))]
         for what, names in (("Missing", missing), ("Unexpected", unexpected)):
             if names:
@@ -106,7 +112,9 @@ def _under(prefix: str, state: Mapping[str, Any]) -> list[str]:
     return [name for name in state if name.startswith(prefix)]
 
 
-def unfit_tensor(name: str, given: Any, own: Tensor | None, *, kind: bool = True) -> Iterator[str]:
+def unfit_tensor(
+    name: str, given: Any, own: Tensor | None, *, kind: bool = True, assign: bool = False
+) -> Iterator[str]:
     """Yield why ``given`` cannot become ``own``, with ``kind`` also where whole numbers are not."""
     if own is None or is_lazy(own):
         return
@@ -114,6 +122,9 @@ def unfit_tensor(name: str, given: Any, own: Tensor | None, *, kind: bool = True
         yield f"{name}: expected a tensor, got {type(given).__name__}"
     elif _form(given) != _form(own):
         yield f"{name}: expected a {_form(own)} tensor, got a {_form(given)} one"
+    elif is_sharded(own) > is_sharded(given) or (is_sharded(given) > is_sharded(own) and not assign):
+        wanted, found = ("a sharded tensor", "a whole one") if is_sharded(own) else ("a whole tensor", "a sharded one")
+        yield f"{name}: expected {wanted}, got {found}; set_model_state_dict takes either"
     elif given.is_meta and not own.is_meta:
         yield f"{name}: expected a tensor with numbers in it, got one on the device {given.device}"
     elif given.shape != own.shape and not (own.dim() == 0 and given.shape == (1,)):  # as old files have numbers

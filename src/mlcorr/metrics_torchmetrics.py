@@ -92,9 +92,20 @@ class _Evaluation(Metric):
         cast("list[Tensor]", self.targets).append((targets == 1).to(torch.int8) - unknown.to(torch.int8))
 
     def forward(self, scores: Tensor, targets: Tensor) -> Any:
-        """Add a batch, and return what :meth:`compute` would of this batch alone."""
-        self._check(scores, targets)  # before torchmetrics puts the state aside, where an error would leave it
-        return super().forward(scores, targets)
+        """Add a batch, and return what :meth:`compute` would of this batch alone.
+
+        Raises:
+            RuntimeError: With ``dist_sync_on_step``, another process is gone, or too late. What was added before is as
+                it was, without this batch.
+        """
+        self._check(scores, targets)
+        # Torchmetrics puts the state aside, where an error would leave it.
+        kept = {name: list(value) if isinstance(value, list) else value for name, value in self.__dict__.items()}
+        try:
+            return super().forward(scores, targets)
+        except BaseException:
+            self.__dict__.update(kept)
+            raise
 
     def sync(
         self,

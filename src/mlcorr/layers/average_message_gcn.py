@@ -292,7 +292,7 @@ class AverageMessageGCN(WholeState):
         if dense is None and not any(isinstance(part, Tensor) for part in sparse):
             return own
         rest = {name: each for name, each in own.items() if name not in names}
-        like, size = self.weight.to("meta"), self.num_labels
+        like, size = torch.empty(0, dtype=self.weight.dtype, device="meta"), self.num_labels
         if dense is not None:
             return {**rest, names[0]: like.new_empty(size, size)}
         entries = like.new_empty(len(sparse[1]) if isinstance(sparse[1], Tensor) else 0)

@@ -13,6 +13,7 @@ from mlcorr._checks import check_flag, check_floating, check_integer, check_modu
 from mlcorr._distributed import SharesGroup, check_group
 from mlcorr._loading import WholeState
 from mlcorr._precision import compute_dtype
+from mlcorr._sharding import copy_whole, reshard, whole
 from mlcorr._targets import check_target
 from mlcorr.layers import GroupWiseLinear
 from mlcorr.losses.binary_cross_entropy import BinaryCrossEntropyLoss
@@ -283,7 +284,8 @@ class SADCL(SharesGroup, WholeState):
                 images, target, *valid = batch
                 output = self(images, *valid, embed=False)
                 means.update(output.label_features, output.logits, target)
-            self.prototypes.copy_(means.result(self.prototypes, self.group))
+            reshard(self)  # what is gathered for a forward pass is not what stays
+            copy_whole(self.prototypes, means.result(whole(self.prototypes), self.group))
 
     def _base(self, logits: Tensor, target: Tensor) -> Tensor:
         """Return the weighted classification loss."""
