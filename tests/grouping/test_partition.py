@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import hypothesis.strategies as st
 import numpy as np
 import pytest
@@ -321,3 +323,36 @@ def test_the_widest_gap_and_components_beyond_what_is_looked_at() -> None:
     for sizes, expected in (((6,) * 25, 20), ((20, 20, 2, 2, 2), 2)):
         operator = operators(blocks(*sizes), "co")[0]
         assert eigengap(eigenvalues(operator, 20, all_pieces=False)) == expected
+
+
+# --- how much is tried ---
+
+
+@pytest.mark.parametrize(
+    ("relation", "few", "expected"),
+    [("co", 100, 4), ("co", 30, 1), ("dis", 100, 1), ("dis", 30, 1)],
+    ids=["few labels", "many labels", "few labels apart", "many labels apart"],
+)
+def test_candidates_of_a_restart(relation: str, few: int, expected: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the documentation has it: twenty starts of k-means for "co", by five; one candidate where labels are many."""
+    module = sys.modules[partition.__module__]
+    seeds = []
+
+    def counted(points: np.ndarray, count: int, seed: int) -> np.ndarray:
+        seeds.append(seed)
+        return kmeans(points, count, seed)
+
+    monkeypatch.setattr(module, "kmeans", counted)
+    monkeypatch.setattr(module, "_FEW", few)
+    partition(operators(draw_plus(50), relation)[0], 3, restarts=3, form="dense")
+    assert len(seeds) == len(set(seeds)) == 3 * expected
+
+
+def test_repair_moves_no_more_than_is_lacking() -> None:
+    grouping = Grouping(operators(blocks(6, 2), "co")[0], np.array([0, 0, 0, 0, 0, 0, 0, 1]), 2)
+    grouping.repair(2)
+    assert grouping.groups.tolist() == [0] * 6 + [1, 1]
+    assert grouping.sizes.tolist() == [6, 2]
+    before = Grouping(operators(draw_plus(40), "co")[0], np.arange(40) % 2, 3)
+    before.repair(7)
+    assert before.sizes.tolist()[2] == 7  # not one more, in whatever portions they came

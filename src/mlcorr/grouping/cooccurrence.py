@@ -150,7 +150,7 @@ class LabelCooccurrence(WholeState):
         counts = self.counts(sparse=sparse)
         if not counts.together.is_sparse:
             return (counts.together.double() / counts.known.clamp(min=1).double()).to(dtype)
-        ratio = counts.together.values().double() / counts.known.values().clamp(min=1).double()
+        ratio = counts.together.values().double() / counts.known.values().double()  # of pairs that were seen
         return coo(counts.together.indices(), ratio.to(dtype), self.num_labels)
 
     @torch.no_grad()
