@@ -184,6 +184,25 @@ def test_a_subclass_may_load_in_its_own_way() -> None:
     assert_equal(head, wanted)
 
 
+@pytest.mark.parametrize("state", [None, [], [("classifier.weight", torch.zeros(1))]])
+def test_what_is_no_state_is_refused(state: Any) -> None:
+    model = oprl()
+    before = state_of(model)
+    with pytest.raises(TypeError, match="dict-like"):
+        model.load_state_dict(state)
+    assert_equal(model, before)
+
+
+def test_complex_numbers_are_of_another_kind() -> None:
+    model = oprl()
+    before = state_of(model)
+    wrong = {**before, "classifier.bias": before["classifier.bias"].to(torch.complex64)}
+    message = "dtype mismatch for classifier.bias: expected one like torch.float32, got torch.complex64"
+    with pytest.raises(RuntimeError, match=message):
+        model.load_state_dict(wrong)
+    assert_equal(model, before)
+
+
 @pytest.mark.parametrize("name", ["together.keys", "together.values", "unknown.keys"])
 def test_a_part_of_the_pairs_changes_nothing(name: str) -> None:
     counts = LabelCooccurrence(5, storage="sparse")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.metadata
+import importlib.util
 import json
 import os
 import subprocess
@@ -147,3 +149,35 @@ def test_the_definitions_are_the_loops_of_the_tests() -> None:
     torch.testing.assert_close(written, loops, rtol=1e-12, atol=0)
     assert (target < 0).any()
     assert (key_labels < 0).any()
+
+
+def test_every_device_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert _selfcheck.devices() == [torch.device(name) for name in ("cpu", "cuda:0", "cuda:1", "mps")]
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, device.index))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"Card {device.index}")
+    assert _selfcheck.describe(torch.device("cuda:1")) == "Card 1, compute capability 9.1"
+    assert _selfcheck.describe(torch.device("mps")) == "mps"
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    assert _selfcheck.describe(torch.device("cpu")).startswith("1 thread, ")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    assert _selfcheck.devices() == [torch.device("cpu")]
+
+
+def test_versions_of_what_is_missing_or_goes_by_another_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    find, version = importlib.util.find_spec, importlib.metadata.version
+
+    def without(package: str) -> str:
+        if package == "scikit-learn":  # as of a build that calls itself otherwise
+            raise importlib.metadata.PackageNotFoundError(package)
+        return version(package)
+
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "torchmetrics" else find(name))
+    monkeypatch.setattr(importlib.metadata, "version", without)
+    found = _selfcheck.versions()
+    assert found["torchmetrics"] is None
+    assert found["scikit-learn"] == "unknown version"
+    assert found["numpy"] == version("numpy")

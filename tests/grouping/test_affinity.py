@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import hypothesis.strategies as st
 import numpy as np
 import pytest
@@ -107,7 +109,18 @@ def test_operator_equals_its_matrix(relation: str, size: int) -> None:
         np.testing.assert_allclose(part.matrix(), m[np.ix_(some, some)], atol=0)
 
 
+class Elsewhere(Tensor):
+    """Stands for a tensor on another device, which may not be at hand."""
+
+    device = torch.device("cuda:0")
+
+
 TABLE = torch.zeros(3, 3)
+LABELS = torch.zeros(3, dtype=torch.int64)
+ELSEWHERE = LABELS.as_subclass(Elsewhere)
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # PyTorch calls it a beta feature
+    CSC = TABLE.to_sparse_csc()
 
 
 @pytest.mark.parametrize(
@@ -118,6 +131,10 @@ TABLE = torch.zeros(3, 3)
         (ValueError, "^label_counts: .*layout", lambda: affinity(TABLE.to_sparse(), TABLE)),
         (ValueError, "^label_counts: .*entry", lambda: affinity(TABLE.to_sparse(), torch.eye(3).to_sparse())),
         (ValueError, "^label_counts: .*device", lambda: affinity(TABLE, torch.zeros(3, device="meta"))),
+        (ValueError, "^counts: .*CSR tensor, got torch.sparse_csc", lambda: affinity(CSC, torch.zeros(3))),
+        (ValueError, "^affinity: .*CSR tensor, got torch.sparse_csc", lambda: normalized_cut(CSC, LABELS)),
+        (ValueError, "^groups: .*device of affinity, cpu, got cuda:0", lambda: normalized_cut(TABLE, ELSEWHERE)),
+        (ValueError, r"^groups: .*\(C,\), got \(3, 3\)", lambda: normalized_cut(TABLE, TABLE.long())),
         (ValueError, "^tau: ", lambda: affinity(TABLE, torch.zeros(3), tau=0)),
         (TypeError, "^counts: ", lambda: affinity([[0]], torch.zeros(1))),
         (TypeError, "^counts: .*complex", lambda: affinity(TABLE.to(torch.complex64), torch.zeros(3))),

@@ -5,9 +5,12 @@ from __future__ import annotations
 import copy
 import io
 import pickle
+import re
 import warnings
+from types import SimpleNamespace
 
 import hypothesis.strategies as st
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -231,6 +234,39 @@ def test_state_carries_everything(storage: str) -> None:
 
 
 @pytest.mark.parametrize("storage", STORAGES)
+def test_within_a_module_from_elsewhere_a_state_is_taken_whole_or_not_at_all(storage: str) -> None:
+    counts = counted(draw_targets(20, 8), storage)
+    module = torch.nn.ModuleDict({"counts": counts})
+    before = copy.deepcopy(counts)
+    other = torch.nn.ModuleDict({"counts": counted(draw_targets(9, 8, seed=3), storage)}).state_dict()
+    entry = "counts.together.values" if storage == "sparse" else "counts.together.count"
+    nine = torch.nn.ModuleDict({"counts": counted(draw_targets(9, 9), storage)}).state_dict()
+    wrong = [
+        (nine, r"size mismatch for counts.present: expected \(8,\), got \(9,\)$"),
+        ({**other, "counts.present": torch.tensor(1)}, r"size mismatch for counts.present: .*got \(\)$"),
+        ({**other, entry: other[entry][:-1]}, f"size mismatch for {entry}"),
+        ({**other, entry: other[entry].to("meta")}, entry),
+    ]
+    if storage == "sparse":
+        part = {name: value for name, value in other.items() if name != entry}
+        wrong.append((part, "counts.together: expected keys, values, got keys alone"))
+        wrong.append(({**other, "counts.together.keys": torch.tensor(1)}, r"counts.together.keys.*got \(\)"))
+    for state, message in wrong:
+        given = dict(state)
+        with pytest.raises(RuntimeError) as caught:
+            module.load_state_dict(state)
+        assert re.search(message, str(caught.value), re.MULTILINE)
+        assert str(caught.value).count("\n") <= 2 + ("keys" in message)
+        assert state.keys() == given.keys()
+        assert torch.equal(counts.together.matrix(), before.together.matrix())
+    missing, _ = module.load_state_dict({}, strict=False)
+    assert set(missing) == other.keys()
+    assert torch.equal(counts.together.matrix(), before.together.matrix())
+    module.load_state_dict(other)
+    assert same(counts, counted(draw_targets(9, 8, seed=3)))
+
+
+@pytest.mark.parametrize("storage", STORAGES)
 def test_reset_and_nothing_seen(storage: str) -> None:
     counts = counted(draw_targets(30, 8), storage)
     counts.reset()
@@ -288,6 +324,12 @@ def test_reduce_without_a_group_is_a_copy() -> None:
 
 
 COUNTS = LabelCooccurrence(4)
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # as in csr
+    CSC = torch.zeros(2, 4).to_sparse_csc()
+# As of SciPy, which has numbers of 128 bits on some machines only: strings are nowhere numbers.
+STRINGS = SimpleNamespace(row=np.arange(4), col=np.arange(4), data=np.array(list("1111")), shape=(4, 4))
+STRINGS.tocsr = STRINGS.tocoo = lambda: STRINGS
 
 
 @pytest.mark.parametrize(
@@ -300,6 +342,8 @@ COUNTS = LabelCooccurrence(4)
         (ValueError, r"^targets: .*C = 4.*\(2, 5\)", lambda: COUNTS.update(torch.zeros(2, 5))),
         (ValueError, r"^targets: .*\(N, C\).*\(2, 5\)", lambda: COUNTS.update(torch.zeros(2, 5).to_sparse())),
         (ValueError, r"^targets: .*\(N, C\).*\(4,\)", lambda: COUNTS.update(torch.zeros(4).to_sparse())),
+        (ValueError, "^targets: .*CSR tensor, got torch.sparse_csc", lambda: COUNTS.update(CSC)),
+        (TypeError, "^targets: expected numbers that PyTorch has, got <U1", lambda: COUNTS.update(STRINGS)),
         (ValueError, r"^targets: .*\(\)", lambda: COUNTS.update(torch.tensor(1))),
         (ValueError, "^targets: .*device.*meta", lambda: COUNTS.update(torch.zeros(2, 4, device="meta"))),
         (TypeError, "^targets: .*list", lambda: COUNTS.update([[1, 0, 0, 0]])),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import subprocess
 import sys
 from pathlib import Path
@@ -53,6 +54,37 @@ def test_it_prints_the_groups_by_name(tmp_path: Path, capsys: pytest.CaptureFixt
     for split, rows in (("test", 100), ("all", 400)):
         main([str(file), "--groups", "auto", "--split", split, "--solver", "operator", "--seed", "3"])
         assert f"{rows} rows, 6 labels" in capsys.readouterr().out
+
+
+def test_without_a_picture_none_is_drawn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = write(tmp_path / "data.npz")
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)  # as if it were not installed
+    for arguments in ([], ["--figure", "groups.png"]):
+        with pytest.raises(SystemExit) as caught:
+            main([str(file), "--groups", "2", *arguments])
+        assert caught.value.code == 2
+        error = capsys.readouterr().err
+        assert "error: a picture needs matplotlib: pip install mlcorr[plot] (" in error
+        assert error.count("\n") == 1
+    main([str(file), "--groups", "2", "--no-figure"])
+    assert "(3): cup, fork, knife" in capsys.readouterr().out
+    assert [each.name for each in tmp_path.iterdir()] == ["data.npz"]
+
+
+def test_names_that_the_stream_cannot_show_are_escaped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = np.array(["cup", "car", "fork", "bus", "knife", "\N{DELIVERY TRUCK}"])
+    arguments = [str(write(tmp_path / "data.npz", label_names=names)), "--groups", "2", "--no-figure"]
+    ascii_only = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", ascii_only)
+    main(arguments)
+    ascii_only.flush()
+    assert "car, bus, \\U0001f69a" in ascii_only.buffer.getvalue().decode("ascii")
+    anything = io.StringIO()  # as notebooks have
+    monkeypatch.setattr(sys, "stdout", anything)
+    main(arguments)
+    assert "car, bus, \N{DELIVERY TRUCK}" in anything.getvalue()
 
 
 def test_other_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

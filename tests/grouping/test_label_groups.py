@@ -105,8 +105,31 @@ def test_foreign_files_are_named(tmp_path: Path) -> None:
     path.write_text(json.dumps(content | {"co": [0, 0.5, 1, 1]}))
     with pytest.raises(ValueError, match="whole numbers"):
         LabelGroups.load(path)
+    for change, message in (
+        ({"dis": [0, -1, 0, 1]}, "expected numbers of groups, got -1 to 1$"),
+        ({"co": [0, 0, 2**63, 1]}, f"expected numbers of groups, got 0 to {2**63}$"),
+        ({"names": 7}, "names: expected a sequence"),
+        ({"method": None}, "method: expected a string, got NoneType$"),
+    ):
+        path.write_text(json.dumps(content | change))
+        with pytest.raises(ValueError, match=rf"^path: .*groups\.json: {message}"):
+            LabelGroups.load(path)
     with pytest.raises(FileNotFoundError):
         LabelGroups.load(tmp_path / "none.json")
+
+
+class OfBytes:
+    def __fspath__(self) -> bytes:
+        return b"groups.json"
+
+
+@pytest.mark.parametrize("path", ["\ud800.json", OfBytes()])
+def test_what_names_no_file_is_refused(path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for call in (LabelGroups.load, groups().save):
+        with pytest.raises(ValueError, match=r"^path: expected a path, got .*: "):
+            call(path)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_save_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

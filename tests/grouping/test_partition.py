@@ -8,6 +8,7 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 import scipy.sparse
+import scipy.sparse.linalg
 import torch
 from hypothesis import given, settings
 from sklearn.cluster import SpectralClustering
@@ -109,6 +110,22 @@ def test_refinement_lowers_the_cut_to_where_no_move_does(relation: str, size: in
             gains = grouping.gains(everything, grouping.toward(everything))
             gains[(grouping.sizes <= least)[grouping.groups]] = 0
             assert gains.max() <= 1e-11
+
+
+@pytest.mark.parametrize("relation", RELATIONS)
+def test_sweeps_end_and_go_on_where_they_ended(relation: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    operator, groups = operators(draw_plus(400), relation)[0], np.random.default_rng(0).integers(4, size=400)
+    whole = Grouping(operator, groups, 4)
+    whole.refine()
+    monkeypatch.setattr("mlcorr.grouping.refinement._SWEEPS", 1)
+    stepwise = Grouping(operator, groups, 4)
+    cuts = [stepwise.cut]
+    while len(cuts) == 1 or cuts[-1] != cuts[-2]:
+        stepwise.refine()
+        cuts.append(stepwise.cut)
+    assert len(cuts) > 4  # one sweep is not enough
+    assert cuts == sorted(cuts, reverse=True)
+    assert (stepwise.groups == whole.groups).all()
 
 
 @pytest.mark.parametrize("relation", RELATIONS)
@@ -308,6 +325,45 @@ def test_components_are_not_cut_where_they_need_not_be(sizes: tuple[int, ...], c
         groups, cut = partition(operator, count, form=form, min_group_size=sum(sizes) // (4 * count))
         assert cut == pytest.approx(0, abs=1e-12)
         assert len(set(groups)) == count
+
+
+def test_of_very_many_labels_no_spectrum_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    plus = blocks(20, 20, 20)
+    operator = operators(plus, "dis")[1]
+    monkeypatch.setattr(sys.modules[partition.__module__], "_MANY", 59)
+
+    def no_spectrum(*_: object) -> None:
+        pytest.fail("it was asked for")
+
+    monkeypatch.setattr(sys.modules[partition.__module__], "_eigenpairs", no_spectrum)
+    found = [partition(operator, 3, min_group_size=15, seed=seed) for seed in (0, 0, 1)]
+    assert (found[0][0] == found[1][0]).all()
+    for groups, cut in found:
+        assert np.bincount(groups).min() >= 15
+        assert cut <= Grouping(operator, np.arange(60) % 3, 3).cut  # of blocks that are dealt out evenly
+        assert cut == pytest.approx(Grouping(operator, groups, 3).cut, abs=1e-12)
+
+
+@pytest.mark.parametrize("few", [True, False])
+def test_where_lanczos_does_not_converge_another_solver_does(few: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    operator = operators(blocks(60, 60, 60) + 0.1 * draw_plus(180), "co")[1]
+    expected, cut = partition(operator, 3, form="dense")
+    values = eigenvalues(operator, 4, form="dense")
+    asked = []
+
+    def eigsh(*_: object, **options: int) -> None:
+        asked.append(options["maxiter"])
+        raise scipy.sparse.linalg.ArpackNoConvergence("No convergence", np.zeros(0), np.zeros((0, 0)))
+
+    monkeypatch.setattr("scipy.sparse.linalg.eigsh", eigsh)
+    if not few:
+        monkeypatch.setattr(sys.modules[partition.__module__], "_FEW", 100)
+    found = eigenvalues(operator, 4, form="operator")
+    groups, cut_found = partition(operator, 3, form="operator")
+    assert len(asked) == 2
+    np.testing.assert_allclose(found, values, rtol=0, atol=0 if few else 1e-6)
+    assert (groups == expected).all()
+    assert cut_found == cut
 
 
 def test_next_to_no_affinity_is_none() -> None:

@@ -314,6 +314,16 @@ def test_state_carries_everything(solver: str, num_groups) -> None:
     assert math.isnan(by_others.assignments.ncut_co)
 
 
+def test_groups_alone_fill_a_number_that_was_given() -> None:
+    state = {name: value for name, value in by_hand().state_dict().items() if name.endswith("_groups")}
+    grouping = SpectralLabelGrouping(8, 4)
+    grouping.load_state_dict(state, strict=False)
+    assert grouping.num_groups == 4
+    assert grouping.assignments.method == "loaded"
+    assert torch.equal(grouping.assignments.co, by_hand().assignments.co)
+    assert grouping.pool(torch.ones(8, 2)).shape == (4, 2)
+
+
 def test_a_state_that_does_not_fit_changes_nothing() -> None:
     grouping = torch.nn.ModuleDict({"groups": fitted(draw_targets(), 3, names=NAMES)})
     before = {name: tensor.clone() for name, tensor in grouping.state_dict().items()}

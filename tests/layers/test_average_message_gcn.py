@@ -330,17 +330,33 @@ def test_bad_input_is_named(error: type[Exception], message: str, call) -> None:
         call()
 
 
+@pytest.mark.parametrize("within", [False, True])
 @pytest.mark.parametrize("sparse", [False, True])
-def test_a_refused_checkpoint_leaves_the_adjacency(sparse: bool) -> None:
-    def gcn(labels: int) -> AverageMessageGCN:
-        adjacency = torch.eye(labels) + 0.5
-        return AverageMessageGCN(3, labels, adjacency.to_sparse() if sparse else adjacency)
+def test_a_refused_checkpoint_leaves_the_adjacency(sparse: bool, within: bool) -> None:
+    def gcn(labels: int, other: float = 0.5) -> torch.nn.Module:
+        adjacency = torch.eye(labels) + other
+        made = AverageMessageGCN(3, labels, adjacency.to_sparse() if sparse else adjacency)
+        return torch.nn.ModuleList([made]) if within else made
 
     module = gcn(5)
     before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
-    with pytest.raises(RuntimeError, match="size mismatch"):
-        module.load_state_dict(gcn(6).state_dict())
-    assert all(torch.equal(tensor, before[name]) for name, tensor in module.state_dict().items())
+    found = gcn(5, 0.25).state_dict()
+    entries = [name for name in found if "cooccurrence" in name]
+    foreign: list[tuple[dict[str, object], str]] = [(dict(gcn(6).state_dict()), "size mismatch")]
+    for name in entries:
+        foreign += [
+            ({**found, name: torch.tensor(1.0)}, rf"size mismatch for {name}: expected \(.*\), got \(\)"),
+            ({**found, name: torch.cat([found[name]] * 2)}, "size mismatch for"),
+            ({**found, name: found[name].to("meta")}, rf"{name}: expected a tensor with numbers in it, .* meta"),
+            ({**found, name: 5}, rf"{name}: expected a tensor, got int"),
+        ]
+    for state, message in foreign:
+        with pytest.raises(RuntimeError, match=message):
+            module.load_state_dict(state)
+        assert module.state_dict().keys() == before.keys()
+        assert all(torch.equal(module.state_dict()[name], before[name]) for name in entries)
+    module.load_state_dict(found)
+    assert all(torch.equal(module.state_dict()[name], found[name]) for name in entries)
 
 
 def test_schedules_of_any_kind() -> None:

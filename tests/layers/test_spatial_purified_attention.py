@@ -311,6 +311,7 @@ def test_state_and_pickle() -> None:
 SCORES = torch.zeros(2, 3)
 LAYER = SpatialPurifiedAttention(4, 3)
 MAP = torch.zeros(2, 4, 3, 3)
+VALID = torch.ones(2, 9, dtype=torch.bool)
 
 
 @pytest.mark.parametrize(
@@ -328,6 +329,7 @@ MAP = torch.zeros(2, 4, 3, 3)
         (ValueError, r"^scores: .*\(2, 0\)", lambda: purify(torch.zeros(2, 0))),
         (TypeError, "^valid: .*bool.*float32", lambda: purify(SCORES, valid=SCORES)),
         (ValueError, r"^valid: .*\(3, 3\)", lambda: purify(SCORES, valid=torch.ones(3, 3, dtype=torch.bool))),
+        (ValueError, "^valid: .*device of features, cpu, got meta", lambda: LAYER(MAP, VALID.to("meta"))),
         (ValueError, r"^features: .*4.*\(2, 5, 3, 3\)", lambda: LAYER(torch.zeros(2, 5, 3, 3))),
         (ValueError, r"^features: .*\(2, 9, 5\)", lambda: LAYER(torch.zeros(2, 9, 5))),
         (ValueError, r"^features: .*\(2, 4\)", lambda: LAYER(torch.zeros(2, 4))),

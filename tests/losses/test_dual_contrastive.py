@@ -119,6 +119,16 @@ def test_writes_in_training_only_and_after_use(bank: str) -> None:
     assert loss.steps == 0
 
 
+def test_without_a_bank_only_the_steps_are_forgotten() -> None:
+    loss = make(bank=None, bank_warmup_steps=2)
+    z, targets, _ = draw(4)
+    before = loss(z, targets)
+    assert loss.steps == 1
+    loss.reset_bank()
+    assert loss.steps == 0
+    assert torch.equal(loss(z, targets), before)
+
+
 def test_a_score_must_be_above_the_threshold() -> None:
     loss = make(bank="global", bank_size=8, bank_threshold=0.8)
     z = torch.arange(8.0).view(8, 1, 1).expand(8, LABELS, DIM)

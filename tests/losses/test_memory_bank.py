@@ -53,6 +53,11 @@ def test_one_ring_holds_the_last_embeddings_of_all_labels(batches: list[list[int
     assert bank.pointer == len(own) % size
 
 
+def inside(bank: MemoryBank, within: bool) -> tuple[torch.nn.Module, MemoryBank]:
+    """Return what loads a state, the bank or a module from elsewhere around it, and the bank."""
+    return torch.nn.ModuleList([bank]) if within else bank, bank
+
+
 def banks(size: int = 4) -> list[MemoryBank]:
     return [PerLabelMemoryBank(LABELS, size, 2), GlobalMemoryBank(size, 2)]
 
@@ -68,11 +73,21 @@ def test_forgets(kind: int) -> None:
     assert all(torch.equal(value, fresh[name]) for name, value in bank.state_dict().items())
 
 
+def test_a_bank_needs_its_three_methods() -> None:
+    class Half(MemoryBank):
+        def keys(self) -> tuple[torch.Tensor, torch.Tensor]:
+            return self.embeddings, self.pointer
+
+    with pytest.raises(TypeError, match=r"abstract.*reset.*write"):
+        Half()
+
+
+@pytest.mark.parametrize("within", [False, True])
 @pytest.mark.parametrize("kind", [0, 1])
-def test_a_bank_of_another_size_is_refused_as_a_whole(kind: int) -> None:
-    bank, other = banks(4)[kind], banks(5)[kind]
-    written(bank, [[0, 1, 2]])
-    written(other, [[2, 2]])
+def test_a_bank_of_another_size_is_refused_as_a_whole(kind: int, within: bool) -> None:
+    (bank, own), (other, foreign) = (inside(banks(size)[kind], within) for size in (4, 5))
+    written(own, [[0, 1, 2]])
+    written(foreign, [[2, 2]])
     before = {name: value.clone() for name, value in bank.state_dict().items()}
     sizes = r"embeddings: expected \((3, )?4, 2\), got \((3, )?5, 2\)"
     with pytest.raises(RuntimeError, match=sizes):
@@ -107,13 +122,16 @@ def test_rings_that_are_not_contiguous_are_written_too() -> None:
     assert held(bank) == [(0, 0.0), (1, 1.0), (1, 2.0)]
 
 
+@pytest.mark.parametrize("within", [False, True])
 @pytest.mark.parametrize("kind", [0, 1])
-def test_a_part_of_a_bank_is_refused(kind: int) -> None:
-    bank, other = banks()[kind], banks()[kind]
-    written(other, [[0, 1]])
-    state = other.state_dict()
-    del state["pointer"]
+def test_a_part_of_a_bank_is_refused(kind: int, within: bool) -> None:
+    (module, bank), (other, full) = (inside(banks()[kind], within) for _ in range(2))
+    written(full, [[0, 1]])
+    state = {name: value for name, value in other.state_dict().items() if not name.endswith("pointer")}
     with pytest.raises(RuntimeError, match=r"expected embeddings, .*pointer.*, got .* alone"):
-        bank.load_state_dict(state, strict=False)
+        module.load_state_dict(state, strict=False)
     assert held(bank) == []
-    bank.load_state_dict({}, strict=False)
+    module.load_state_dict({}, strict=False)
+    assert held(bank) == []
+    module.load_state_dict(other.state_dict())
+    assert held(bank) == held(full)

@@ -348,6 +348,7 @@ def test_no_labels_by_labels_matrix_and_a_million_labels() -> None:
 
 
 STUDENT = torch.zeros(3, 4)
+META, OF_CPU = STUDENT.to("meta"), torch.Generator()
 
 
 @pytest.mark.parametrize(
@@ -381,6 +382,7 @@ STUDENT = torch.zeros(3, 4)
         (TypeError, r"^student: .*list", lambda: multi_order_dependency_loss([[0.0]], STUDENT)),
         (ValueError, r"^teacher: .*\(3, 4\).*\(3, 5\)", lambda: _call(teacher=torch.zeros(3, 5))),
         (ValueError, r"^teacher: .*device", lambda: _call(teacher=STUDENT.to("meta"))),
+        (ValueError, "^generator: .*meta.*cpu", lambda: multi_order_dependency_loss(META, META, generator=OF_CPU)),
         (ValueError, r"^student: .*\(B, C\)", lambda: multi_order_dependency_loss(STUDENT[None], STUDENT[None])),
         (ValueError, r"^student: .*dimension", lambda: multi_order_dependency_loss(STUDENT[0, 0], STUDENT[0, 0])),
     ],

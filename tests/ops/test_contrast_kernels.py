@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import pytest
 import torch
+import triton
 from torch import Tensor
 
 from mlcorr.ops.contrast import streamed_triton
@@ -332,3 +335,31 @@ def test_inputs_are_left_as_they_are() -> None:
     before = [x.clone() for x in (*given, *case[:1])]
     gradient(*given[:2], case, given[2])
     assert_equal([*given, *case[:1]], before, 0)
+
+
+def test_products_of_float32_are_of_tf32_where_a_device_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    there = SimpleNamespace(dtype=torch.float32, device=torch.device("cuda", 1))  # as a tensor, which CPUs have not
+    monkeypatch.setattr(torch.version, "hip", None)
+    for capability, precision in (((7, 5), "ieee"), ((8, 0), "tf32x3"), ((12, 0), "tf32x3")):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", {there.device: capability}.get)
+        assert streamed_triton._precision(there) == precision
+    monkeypatch.setattr(torch.version, "hip", "6.2")
+    assert streamed_triton._precision(there) == "ieee"
+    assert streamed_triton._precision(torch.zeros(1)) == "ieee"
+
+
+def test_an_older_triton_adds_products_of_float64_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(triton, "__version__", "3.4.0")
+    spec = importlib.util.spec_from_file_location("older", streamed_triton.__file__)
+    older = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(older)
+    assert older._precision(torch.zeros(1, dtype=torch.float64)) == "sums"
+    assert older._precision(torch.zeros(1)) == "ieee"
+    assert older._PRODUCTS[torch.float64] == older._GRADIENT[torch.float64] == (16, 16, 16, 4)
+    assert older._PRODUCTS[torch.float32] == streamed_triton._PRODUCTS[torch.float32]
+    case = draw(21, 18, 35)
+    actual = older.statistics(case.rows, case.columns, case.row_labels, case.column_labels, case.scale, True)
+    assert_equal(list(actual), list(dense_statistics(case)))
+    grads = upstream(case)
+    found = older.gradient(*grads[:2], *case[:4], grads[2], case.scale, True, True)
+    assert_equal(list(found), list(dense_gradient(*grads[:2], case, grads[2])))

@@ -21,16 +21,14 @@ from tests.reference import norder as reference
 @pytest.mark.usefixtures("tile")
 @pytest.mark.parametrize("labels", [4, 5, 7])
 @pytest.mark.parametrize("level", ["instance", "batch"])
-def test_equals_the_definition(level: str, labels: int) -> None:
-    student, teacher = draw(3, labels)
-    actual = value_and_gradients(
-        lambda s, t: multi_order_dependency_loss(s, t, orders=ORDERS, level=level, backend="closed_form_triton"),
-        student,
-        teacher,
-    )
+@pytest.mark.parametrize("inputs", ["logits", "probabilities"])
+def test_equals_the_definition(inputs: str, level: str, labels: int) -> None:
+    student, teacher = (x if inputs == "logits" else x.sigmoid() for x in draw(3, labels))
+    options = {"orders": ORDERS, "level": level, "inputs": inputs, "backend": "closed_form_triton"}
+    actual = value_and_gradients(lambda s, t: multi_order_dependency_loss(s, t, **options), student, teacher)
 
     def definition(s: Tensor, t: Tensor) -> Tensor:
-        s, t = s.cpu().sigmoid(), t.cpu().sigmoid()
+        s, t = (x.cpu().sigmoid() if inputs == "logits" else x.cpu() for x in (s, t))
         if level == "batch":
             return reference.batch_loss(s, t, ORDERS)
         return reference.instance_loss(s, t, ORDERS).mean()
@@ -200,8 +198,9 @@ def test_one_instance_without_a_batch() -> None:
     assert_equal(results[:1], results[1:])
 
 
-def test_gradient_of_soft_targets() -> None:
-    student, teacher = draw(3, 5)
+@pytest.mark.parametrize("of_logits", [False, True])
+def test_gradient_of_soft_targets(of_logits: bool) -> None:
+    student, teacher = (x.requires_grad_(of_logits) for x in draw(3, 5))
     target = torch.rand(3, 5, dtype=torch.float64, device=DEVICE, requires_grad=True)
     results = [
         torch.autograd.grad(MDKDObjective(backend=b)(student, teacher, target), target)[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import runpy
+import sys
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ import triton
 
 from mlcorr import MultiOrderDependencyLoss
 from mlcorr.functional import multi_order_dependency_loss
-from mlcorr.ops import availability
+from mlcorr.ops import availability, contrast, norder
 from mlcorr.ops.norder import fused, fused_batch, probabilities_triton, select_backend
 from mlcorr.ops.norder.coefficients import coefficients
 from mlcorr.systems.mdkd import MDKDObjective
@@ -40,6 +41,16 @@ def test_operators_are_well_registered() -> None:
     ]
     for operator, arguments in calls:
         torch.library.opcheck(operator, arguments)
+
+
+@pytest.mark.parametrize("level", ["instance", "batch"])
+@pytest.mark.parametrize("masked", [False, True])
+def test_derivatives_of_probabilities(level: str, masked: bool) -> None:
+    pair = [x.detach().sigmoid().requires_grad_() for x in draw(2, 4, scale=1.0)]
+    mask = torch.tensor([[True] * 4, [True, False, True, True]], device=DEVICE) if masked else None
+    loss = MultiOrderDependencyLoss({2: 1.0, 3: 0.5}, level=level, inputs="probabilities", backend="closed_form_triton")
+    assert torch.autograd.gradcheck(lambda s, t: loss(s, t, mask), pair)
+    assert torch.autograd.gradgradcheck(lambda s, t: loss(s, t, mask), pair)
 
 
 @pytest.mark.parametrize("level", ["instance", "batch"])
@@ -113,16 +124,45 @@ def test_plain_terms_are_the_kernels_terms() -> None:
     student, teacher = draw(4, 7)
     mask, target = draw_mask(4, 7), draw_mask(4, 7, seed=3).long() - draw_mask(4, 7, seed=4).long()
     plan = torch.rand(4, 3, dtype=torch.float64, device=DEVICE)
-    for logits, chosen, known in ((True, mask, target), (True, None, None), (False, mask, None)):
+    for logits, chosen, known, mld in (
+        (True, mask, target, True),
+        (True, mask, target, False),
+        (True, None, None, True),
+        (False, mask, None, False),
+    ):
         pair = [x if logits else x.detach().sigmoid() for x in (student, teacher)]
-        keywords = {"mask": chosen, "target": known, "logits": logits, "mld": logits}
-        given = (chosen, known, plan, 0.0, 0.0, 0.0, logits, logits)
+        keywords = {"mask": chosen, "target": known, "logits": logits, "mld": mld}
+        given = (chosen, known, plan, 0.0, 0.0, 0.0, logits, mld)
         assert_equal(
             value_and_gradients(lambda s, t, k=keywords: fused.row_terms(s, t, plan, **k), *pair),
             value_and_gradients(lambda s, t, g=given: fused._plain_terms(s, t, *g), *pair),
         )
-    plain = fused_batch._plain_loss(student, teacher, *coefficients(((3, 1.0),), 7), True)
-    assert_equal([plain], [fused_batch.batch_loss(student, teacher, coefficients(((3, 1.0),), 7))])
+    numbers = coefficients(((3, 1.0),), 7)
+    for logits in (True, False):
+        pair = [x if logits else x.detach().sigmoid() for x in (student, teacher)]
+        plain = fused_batch._plain_loss(*pair, *numbers, logits)
+        assert_equal([plain], [fused_batch.batch_loss(*pair, numbers, logits)])
+
+
+def test_numbers_of_a_graph_are_those_of_a_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a compiler traces, which tests cannot watch, run by Python."""
+    student, teacher = draw(4, 7)
+    target, numbers = draw_mask(4, 7).long(), coefficients(((3, 1.0), (4, 0.5)), 7)
+
+    def terms(s: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        return fused.row_terms(s.unflatten(0, (2, 2)), t.unflatten(0, (2, 2)), numbers, target=target, mld=True)
+
+    target = target.unflatten(0, (2, 2))
+    expected = value_and_gradients(terms, student, teacher)
+    rows = []
+    operator = torch.ops.mlcorr.norder_rows
+    monkeypatch.setattr(torch.ops.mlcorr, "norder_rows", lambda *given: (rows.append(given[4:8]), operator(*given))[1])
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    assert_equal(value_and_gradients(terms, student, teacher), expected)
+    (plan, *constants), *more = rows
+    assert not more
+    assert constants == [0.0, 0.0, 0.0]
+    assert plan.tolist() == [list(numbers)] * 4
 
 
 def test_ladder() -> None:
@@ -137,6 +177,20 @@ def test_ladder() -> None:
     assert "order 5 by 9 samples" in select_backend("instance", samples=9, **low).reason
     asked = select_backend("instance", **low, backend="enumeration_triton")
     assert "order 2 by enumeration, order 5 by kernel" in asked.reason
+
+
+@pytest.mark.parametrize(
+    ("capability", "hip", "able"), [((7, 0), None, True), ((6, 1), None, False), ((6, 1), "6.2", True)]
+)
+def test_old_gpus_of_nvidia_have_no_kernels(capability, hip, able: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    monkeypatch.setattr(torch.version, "hip", hip)
+    of_orders = select_backend("instance", batch_size=4, device="cuda")
+    of_contrast = contrast.select_backend(device="cuda")
+    assert of_orders.backend == ("closed_form_triton" if able else "closed_form")
+    assert of_contrast.backend == ("streamed_triton" if able else "streamed")
+    assert of_contrast.reason == f"device 'cuda' has {'' if able else 'no '}kernels"
 
 
 def test_what_cannot_run_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -155,6 +209,10 @@ def test_an_old_triton_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(triton, "__version__", "3.1.0")
     with pytest.raises(ImportError, match=r"3\.2 or later.*3\.1\.0"):
         runpy.run_path(probabilities_triton.__file__)
+    monkeypatch.delitem(sys.modules, probabilities_triton.__name__)
+    monkeypatch.delattr(norder, "probabilities_triton")
+    found = runpy.run_path(availability.__file__)["ERROR"]
+    assert found == "ImportError: Triton 3.2 or later is needed, found 3.1.0"
 
 
 def test_too_many_sequences_are_refused() -> None:

@@ -114,6 +114,13 @@ def test_a_model_that_returns_a_tuple_is_understood() -> None:
     assert torch.equal(from_transformers(model)(torch.zeros(2, 3, 8, 8)), tokens(torch.zeros(2)))
 
 
+def test_an_inner_part_that_takes_tokens_is_not_the_model() -> None:
+    model = Fake(lambda x: (tokens(x),), config=SimpleNamespace(hidden_size=4), base_model=nn.Linear(4, 4))
+    backbone = from_transformers(model)
+    assert backbone.model is model
+    assert torch.equal(backbone(torch.zeros(2, 3, 8, 8)), tokens(torch.zeros(2)))
+
+
 def test_what_is_no_vision_model_of_transformers_is_refused() -> None:
     with pytest.raises(TypeError, match=r"^model: expected a torch.nn.Module, got dict"):
         from_transformers({})

@@ -116,6 +116,8 @@ def test_bad_input_is_named() -> None:
         model.logits_given(features(), targets(3))
     with pytest.raises(ValueError, match=r"^target: .*\(3, 5\)"):
         model.objective(model(features(), targets()), targets(3))
+    with pytest.raises(ValueError, match=r"^partial_mode: expected 'state' to show labels' values, got 'feature'"):
+        latent_context(partial_mode="feature").logits_given(features(), targets())
 
 
 def test_a_base_loss_must_be_per_entry() -> None:

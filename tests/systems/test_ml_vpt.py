@@ -372,6 +372,9 @@ def test_what_does_not_fit_is_refused() -> None:
     model = make_model()
     with pytest.raises(ValueError, match=r"^target: expected the shape of logits, \(3, 7\), got \(3, 6\)"):
         model.objective(model(images()), torch.zeros(3, 6))
+    model.backbone.embed = lambda x: torch.zeros(len(x), 5, 8)
+    with pytest.raises(ValueError, match=r"^vit: expected embed to return tokens \(B, N, 16\), got \(3, 5, 8\)$"):
+        model(images())
     with pytest.raises(ValueError, match=r"^vit: expected at least one block"):
         MLVPT(from_timm(TimmLike(depth=0)), GROUPS)
 

@@ -363,5 +363,10 @@ def test_bad_input_is_named() -> None:
         model(torch.zeros(2, 16, 4, 4), torch.ones(2, 15, dtype=torch.bool))
     with pytest.raises(ValueError, match=r"^target: .*\(3, 4\)"):
         model.objective(model(features()), torch.zeros(3, 4))
+    output = model(features())
+    with pytest.raises(ValueError, match=rf"^output.logits: expected {LABELS} labels, got {LABELS - 1}$"):
+        model.objective(output._replace(logits=output.logits[:, 1:]), targets())
+    with pytest.raises(ValueError, match=rf"^output.logits: expected the shape \(B, labels\), got \({LABELS},\)$"):
+        model.objective(output._replace(logits=output.logits[0]), targets())
     with pytest.raises(ValueError, match=r"^output: expected embeddings to contrast"):
         model.objective(model(features(), embed=False), targets())

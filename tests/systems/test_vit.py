@@ -42,6 +42,14 @@ def test_without_prompts_the_parts_are_the_whole_of_timms_models() -> None:
         assert torch.equal(backbone.norm(tokens), model.forward_features(x))
 
 
+def test_timms_models_of_before_patches_were_dropped_are_understood() -> None:
+    model = TimmLike().eval()
+    x = torch.randn(2, 3, 16, 16)
+    expected = from_timm(model).embed(x)  # in evaluation patch_drop changes nothing
+    del model.patch_drop
+    assert torch.equal(from_timm(model).embed(x), expected)
+
+
 def test_layers_that_return_tuples_and_insist_on_a_mask_are_understood() -> None:
     class Layer(nn.Module):  # as of older versions
         def __init__(self, inner: nn.Module) -> None:
@@ -123,6 +131,15 @@ def test_timms_models_that_are_no_plain_vision_transformer_say_why() -> None:
     model = TimmLike()
     model.blocks.append(Relative())
     with pytest.raises(TypeError, match=r"whose layers take positions too \(relative_position_bias\)"):
+        MLVPT(from_timm(model), GROUPS)
+
+    class Conditioned(nn.Module):
+        def forward(self, x: Tensor, attention_mask: Tensor | None, scale: Tensor) -> Tensor:  # noqa: ARG002
+            return scale * x
+
+    model = TimmLike()
+    model.blocks.append(Conditioned())
+    with pytest.raises(TypeError, match=r"got TimmLike, whose layers need more than tokens \(scale\)$"):
         MLVPT(from_timm(model), GROUPS)
     model = TimmLike()
     model._pos_embed = lambda x: (x, x)

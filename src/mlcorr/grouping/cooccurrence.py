@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mlcorr._checks import FLOATING, check_choice, check_flag, check_integer, check_tensor
 from mlcorr._distributed import check_group, global_sum
-from mlcorr._loading import WholeState
+from mlcorr._loading import WholeState, unfit_tensor
 from mlcorr._precision import no_autocast
 from mlcorr._targets import DTYPES, UNSIGNED
 from mlcorr.grouping.pair_counts import CHUNK, DensePairs, SparsePairs, coo, pairs_of
@@ -193,9 +193,8 @@ class LabelCooccurrence(WholeState):
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         present = state_dict.get(f"{prefix}present")
-        if isinstance(present, Tensor) and len(present) != self.num_labels:
-            errors = args[-1]
-            errors.append(f"size mismatch for {prefix}present: expected {self.num_labels} labels, got {len(present)}")
+        if isinstance(present, Tensor) and present.shape != self.present.shape:
+            args[-1].extend(unfit_tensor(f"{prefix}present", present, self.present))
             # Neither these counts nor, after them, those of the pairs are to be taken over in part.
             for name in [name for name in state_dict if name.startswith(prefix)]:
                 del state_dict[name]

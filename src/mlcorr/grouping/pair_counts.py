@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from mlcorr._distributed import gather_rows, global_sum
-from mlcorr._loading import WholeState, incomplete
+from mlcorr._loading import WholeState, incomplete, unfit_tensor
 
 CHUNK = 2**22  # pairs that are formed at a time
 _WAITING = 2**14  # small tensors of new pairs that may wait for merging
@@ -122,21 +122,25 @@ class SparsePairs(WholeState):
 
     def _expected(self, state: Mapping[str, Any], prefix: str) -> dict[str, Tensor | None]:
         keys = state.get(f"{prefix}keys")
-        own = torch.empty(keys.numel() if isinstance(keys, Tensor) else 0, dtype=torch.int64, device="meta")
+        own = self.keys.new_zeros(()).expand(keys.numel() if isinstance(keys, Tensor) else 0)
         return {"keys": own, "values": own}  # of any length, but of one
 
     def _refuse(self, state: Mapping[str, Any], prefix: str) -> str | None:
         return incomplete(("keys", "values"), state, prefix)
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        """Take over all pairs or none: within a module from elsewhere, nobody has looked at them before."""
+        given = {name: state_dict[prefix + name] for name in ("keys", "values") if prefix + name in state_dict}
+        own = self._expected(state_dict, prefix)
         reason = self._refuse(state_dict, prefix)
-        if reason is not None:
-            args[-1].append(f"{prefix[:-1]}: {reason}")
+        found = [] if reason is None else [f"{prefix[:-1]}: {reason}"]
+        found += [each for name, x in given.items() for each in unfit_tensor(prefix + name, x, own[name])]
+        if found:
+            args[-1].extend(found)
             return
-        found = [state_dict.get(f"{prefix}{name}") for name in ("keys", "values")]
-        if all(isinstance(x, Tensor) for x in found):
+        if given:
             self.reset()
-            self.keys, self.values = (self.keys.new_zeros(len(x)) for x in cast("list[Tensor]", found))
+            self.keys, self.values = (x.clone() for x in own.values() if x is not None)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 

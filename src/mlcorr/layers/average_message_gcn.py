@@ -22,7 +22,7 @@ from mlcorr._checks import (
     check_sequence,
     check_tensor,
 )
-from mlcorr._loading import WholeState, incomplete
+from mlcorr._loading import WholeState, incomplete, unfit_tensor
 from mlcorr._precision import check_dtype, compute_dtype, in_autocast, no_autocast
 
 Message: TypeAlias = Literal["cooccurrence", "average"]
@@ -292,33 +292,38 @@ class AverageMessageGCN(WholeState):
         if dense is None and not any(isinstance(part, Tensor) for part in sparse):
             return own
         rest = {name: each for name, each in own.items() if name not in names}
-        like, size = torch.empty(0, dtype=self.weight.dtype, device="meta"), self.num_labels
+        # Not of the weight itself, which may be in shards.
+        value, index = (
+            torch.zeros((), dtype=dtype, device=self.weight.device) for dtype in (self.weight.dtype, torch.int64)
+        )
+        size, number = self.num_labels, sparse[1].numel() if isinstance(sparse[1], Tensor) else 0
         if dense is not None:
-            return {**rest, names[0]: like.new_empty(size, size)}
-        entries = like.new_empty(len(sparse[1]) if isinstance(sparse[1], Tensor) else 0)
-        rows = like.new_empty(size + 1, dtype=torch.int64)
-        return {**rest, **dict(zip(names[1:], (rows, entries.long(), entries), strict=True))}
+            return {**rest, names[0]: value.expand(size, size)}
+        parts = (index.expand(size + 1), index.expand(number), value.expand(number))
+        return {**rest, **dict(zip(names[1:], parts, strict=True))}
 
     def _refuse(self, state: Mapping[str, Any], prefix: str) -> str | None:
         return incomplete(_SPARSE_NAMES, state, prefix)
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         """Make room for the adjacency that the checkpoint holds, whatever its layout and number of entries."""
-        size, device, dtype = self.num_labels, self.weight.device, self.weight.dtype
-        dense, rows, columns = (state_dict.get(f"{prefix}cooccurrence{part}") for part in ("", "_rows", "_columns"))
-        labels = len(dense) if dense is not None else size if rows is None else len(rows) - 1
+        given = {name: state_dict.get(prefix + name) for name in ("cooccurrence", *_SPARSE_NAMES)}
+        own = self._expected(state_dict, prefix)
         reason = self._refuse(state_dict, prefix)
-        if reason is None and labels != size:
-            reason = f"size mismatch for {prefix}cooccurrence: expected {size} labels, got {labels}"
-        if reason is not None:
+        found = [] if reason is None else [reason]
+        for name, x in given.items():
+            if prefix + name in state_dict:
+                found += unfit_tensor(prefix + name, x, own.get(name))
+        if found:
             # Said here, before there is room for a foreign adjacency in place of the own one.
-            args[-1].append(reason)
+            args[-1].extend(found)
             return
+        dense, *sparse = (None if given[name] is None else own.get(name) for name in given)
         if dense is not None:
-            self._store(dense=torch.zeros(size, size, device=device, dtype=dtype))
-        elif rows is not None and columns is not None:
-            rows, entries = (torch.zeros(n, device=device, dtype=torch.int64) for n in (size + 1, len(columns)))
-            self._store(sparse=(rows, entries, torch.zeros(len(columns), device=device, dtype=dtype)))
+            self._store(dense=dense.clone())
+        elif any(part is not None for part in sparse):
+            rows, columns, values = (cast(Tensor, part).clone() for part in sparse)
+            self._store(sparse=(rows, columns, values))
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,26 +12,26 @@ from torch import Tensor
 from mlcorr._loading import WholeState, incomplete, unfit_tensor
 
 
-class MemoryBank(WholeState):
+class MemoryBank(WholeState, ABC):
     """What the banks share."""
 
     embeddings: Tensor
     pointer: Tensor
 
+    @abstractmethod
     def keys(self) -> tuple[Tensor, Tensor]:
         """Return embeddings (M, dim) and their labels (M,), −1 where there is none yet.
 
         The next :meth:`write` may change both in place.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def write(self, x: Tensor, labels: Tensor) -> None:
         """Write the finite rows of ``x`` (A, dim) whose label is not negative, in order; of too many the last stay."""
-        raise NotImplementedError
 
+    @abstractmethod
     def reset(self) -> None:
         """Forget everything."""
-        raise NotImplementedError
 
     def _refuse(self, state: Mapping[str, Any], prefix: str) -> str | None:
         return incomplete(dict(self.named_buffers()), state, prefix)

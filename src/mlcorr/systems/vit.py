@@ -65,8 +65,8 @@ class Parts:
 
 def transformers_parts(model: nn.Module) -> Parts | str:
     """Return where a model of the transformers library, version 4 or 5, has its parts, or why it has none."""
-    inner = getattr(model, "vision_model", None)  # where version 4 has the parts of some
-    at = "vision_model." if isinstance(inner, nn.Module) else ""
+    inner = _find(model, "vision_model")  # where version 4 has the parts of some
+    at = "" if inner is None else "vision_model."
     embedding = _find(model, f"{at}embeddings")
     blocks = next((at + name for name in _BLOCKS if _find(model, at + name) is not None), None)
     norm = next((at + name for name in _NORMS if _find(model, at + name) is not None), None)
@@ -74,9 +74,9 @@ def transformers_parts(model: nn.Module) -> Parts | str:
     if blocks is None or norm is None or patches is None:
         return "which has no embeddings with patches, layers and last layer norm"
     root = blocks.removeprefix(at).partition(".")[0]
-    further = _further(model if not at else inner, {"embeddings", root, norm.removeprefix(at), *_AFTER})
+    further = _further(model if inner is None else inner, {"embeddings", root, norm.removeprefix(at), *_AFTER})
     if further is None and "." in blocks.removeprefix(at):
-        further = _further(_find(model, at + root), {blocks.rpartition(".")[2]})
+        further = _further(model.get_submodule(at + root), {blocks.rpartition(".")[2]})
     if further is not None:
         return f"which does more than embeddings, layers and last norm ({further})"
     for name, _ in model.named_modules():
@@ -130,10 +130,8 @@ def _find(model: nn.Module, path: str) -> nn.Module | None:
     return found if isinstance(found, nn.Module) else None
 
 
-def _further(module: nn.Module | None, expected: set[str]) -> str | None:
+def _further(module: nn.Module, expected: set[str]) -> str | None:
     """Return what a module has of its own besides the expected parts: it will do something with it."""
-    if module is None:
-        return None
     names = [name for name, _ in (*module.named_children(), *module.named_parameters(recurse=False))]
     return next((name for name in names if name not in expected), None)
 
