@@ -171,6 +171,11 @@ def test_eighty_names_can_be_read() -> None:
             assert overlaps([tick.get_window_extent(renderer) for tick in ticks]) == 0
     drawn = [text.get_text() for text in figure.axes[1].texts]
     assert sorted(drawn) == sorted(fitted_real("coco14").names)
+    for text in figure.axes[1].texts:
+        x, y = text.get_position()
+        along = np.array([x, y]) / np.hypot(x, y)  # of the way out, on which the name is read from left to right
+        turned = np.radians(text.get_rotation())
+        assert np.array([np.cos(turned), np.sin(turned)]) @ along == pytest.approx(1 if x >= 0 else -1)
 
 
 def test_groups_stand_together() -> None:

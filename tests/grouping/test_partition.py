@@ -412,3 +412,15 @@ def test_repair_moves_no_more_than_is_lacking() -> None:
     before = Grouping(operators(draw_plus(40), "co")[0], np.arange(40) % 2, 3)
     before.repair(7)
     assert before.sizes.tolist()[2] == 7  # not one more, in whatever portions they came
+
+
+@pytest.mark.parametrize("form", ["dense", "operator"])
+def test_eigenvalues_are_never_below_zero(form: str) -> None:
+    """A Laplacian has none; rounding has."""
+    for sizes in [(4, 5, 6), (40, 50, 60), (7,) * 9]:
+        for operator in operators(blocks(*sizes, inside=0.3), "co"):
+            values = eigenvalues(operator, 2 * len(sizes), form=form)
+            assert (values >= 0).all()
+            assert (np.diff(values) >= 0).all()
+            assert values[: len(sizes)] == pytest.approx(0, abs=1e-12)
+            assert values[len(sizes) :].min() > 0.1

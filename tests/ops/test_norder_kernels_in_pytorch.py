@@ -137,6 +137,8 @@ def test_plain_terms_are_the_kernels_terms() -> None:
             value_and_gradients(lambda s, t, k=keywords: fused.row_terms(s, t, plan, **k), *pair),
             value_and_gradients(lambda s, t, g=given: fused._plain_terms(s, t, *g), *pair),
         )
+    unasked = fused.row_terms(student, teacher, plan)
+    assert (unasked[:, 1:] == 0).all()  # neither target nor MLD
     numbers = coefficients(((3, 1.0),), 7)
     for logits in (True, False):
         pair = [x if logits else x.detach().sigmoid() for x in (student, teacher)]
