@@ -15,7 +15,7 @@ from tests.distributed.calls import CALLS
 from tests.distributed.failing import Way, process
 
 HANG = 150.0  # seconds after which a process is taken to hang, far beyond what a slow machine needs
-TIMEOUT = 6.0  # of a group in which somebody sleeps
+TIMEOUT = 10.0  # of a group in which somebody sleeps
 AT_ONCE = 3600.0  # of a group in which a lost connection must be noticed by itself
 AT_A_TIME = 7
 
