@@ -38,7 +38,9 @@ class SharesGroup(torch.nn.Module):
         memo[id(self.group)] = self.group
         copied = type(self).__new__(type(self))
         memo[id(self)] = copied
-        copied.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        # But for what compile() left, as PyTorch copies a module: it calls the first one, whatever becomes of the copy.
+        state = {name: value for name, value in self.__dict__.items() if name != "_compiled_call_impl"}
+        copied.__dict__.update(copy.deepcopy(state, memo))
         return copied
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
 from torch.utils._pytree import tree_leaves
 
+from mlcorr import AsymmetricLoss
 from mlcorr.grouping import LabelGroups
 from tests.contract.case import (
     Arguments,
@@ -88,6 +89,16 @@ def test_a_record_is_copied_and_pickled() -> None:
         assert made == groups
         assert (made.names, made.tau, made.method, made.ncut_co) == (groups.names, 2.0, "given", 0.5)
         assert made.members("dis") == groups.members("dis")
+
+
+def test_a_copy_of_a_compiled_module_calls_itself() -> None:
+    loss, arguments = AsymmetricLoss(weight=torch.ones(3)), (torch.zeros(2, 3), torch.ones(2, 3))
+    loss.compile(backend="eager")
+    expected = loss(*arguments)
+    copied = copy.deepcopy(loss)
+    copied.weight.zero_()
+    assert copied(*arguments) == 0
+    assert loss(*arguments) == expected > 0
 
 
 def first_linear(module: nn.Module) -> nn.Linear | None:
