@@ -192,10 +192,17 @@ class LabelCooccurrence(WholeState):
         self.unknown.reset()
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
-        present = state_dict.get(f"{prefix}present")
-        if isinstance(present, Tensor) and present.shape != self.present.shape:
-            args[-1].extend(unfit_tensor(f"{prefix}present", present, self.present))
-            # Neither these counts nor, after them, those of the pairs are to be taken over in part.
+        """Take over all counts or none: within a module from elsewhere, nobody has looked at them before."""
+        found: list[str] = []
+        for path, part in ((prefix, self), (f"{prefix}together.", self.together), (f"{prefix}unknown.", self.unknown)):
+            reason = part._refuse(state_dict, path)
+            found += [] if reason is None else [f"{path[:-1]}: {reason}"]
+            for name, own in part._expected(state_dict, path).items():
+                if path + name in state_dict:
+                    found += unfit_tensor(path + name, state_dict[path + name], own)
+        if found:
+            args[-1].append(found[0])
+            # Those of the pairs come after these, and would be taken.
             for name in [name for name in state_dict if name.startswith(prefix)]:
                 del state_dict[name]
             return
