@@ -57,6 +57,8 @@ class Run:
     def load(self, path: Path) -> None:
         """Go on where a checkpoint was written."""
         state = load_checkpoint(path)
+        if not {"model", "optimizer", "schedule", "epoch", "done", "random", "settings"} <= state.keys():
+            raise ValueError(f"{path}: expected a checkpoint of this program, found {sorted(map(str, state))}")
         if state["settings"] != self.settings:
             raise ValueError(f"{path}: expected a run with {self.settings}, got one with {state['settings']}")
         for name in ("model", "optimizer", "schedule"):

@@ -71,6 +71,10 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=r"expected a run with .*'epochs': 3.*, got one with .*'epochs': 2"):
             other.load(path)
         assert torch.equal(other.model.weight, before)
+        torch.save({"settings": other.settings, "model": run.model.state_dict()}, tmp_path / "foreign.pt")
+        with pytest.raises(ValueError, match=r"expected a checkpoint of this program, found \['model', 'settings'\]"):
+            other.load(tmp_path / "foreign.pt")
+        assert torch.equal(other.model.weight, before)
         same = Run(nn.Linear(2, 2), 10, {"epochs": 2})
         same.load(path)
         assert torch.equal(same.model.weight, run.model.weight)
