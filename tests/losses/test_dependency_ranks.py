@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -74,6 +75,35 @@ def test_every_rank_returns_the_loss_of_the_whole_batch(sizes: list[int]) -> Non
             torch.testing.assert_close(value, expected.detach(), rtol=1e-10, atol=1e-14)
             for actual, parameter in zip(gradients, student.parameters(), strict=True):
                 torch.testing.assert_close(actual, parameter.grad, rtol=1e-10, atol=1e-13)
+
+
+DRAWN: dict[str, Any] = {"orders": (3, 5), "level": "batch", "delta": 0.1, "samples": 7}
+
+
+def draw(rank: int, sizes: list[int]) -> list[torch.Tensor]:
+    own = slice(sum(sizes[:rank]), sum(sizes[: rank + 1]))
+    features, teacher, _ = batch(sum(sizes))
+    student = DistributedDataParallel(model())
+    loss = build(DRAWN, dist.group.WORLD)
+    value = loss(student(features[own]), teacher[own], generator=torch.Generator().manual_seed(rank))
+    value.backward()
+    return [value.detach(), *(p.grad for p in student.parameters())]
+
+
+@pytest.mark.parametrize("sizes", [[3, 1], [3, 0, 2]])
+def test_ranks_that_draw_other_sequences_return_the_mean_of_their_estimates(sizes: list[int]) -> None:
+    student = model()
+    features, teacher, _ = batch(sum(sizes))
+    estimates = [
+        build(DRAWN, None)(student(features), teacher, generator=torch.Generator().manual_seed(rank))
+        for rank in range(len(sizes))
+    ]
+    expected = sum(estimates) / len(sizes)
+    expected.backward()
+    assert estimates[0] != estimates[1]
+    for found in run_ranks(draw, len(sizes), sizes):
+        wanted = [expected.detach(), *(p.grad for p in student.parameters())]
+        torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-14)
 
 
 def test_group_is_checked(tmp_path: Path) -> None:

@@ -74,7 +74,8 @@ def multi_order_dependency_loss(
             "none" (only with ``level="instance"``). The batch's loss is one number and is added unchanged.
         samples: For orders >= 5 outside the closed form, estimate the mean over sequences from this many, drawn
             uniformly for each instance anew at every call. The estimate is unbiased; its standard error is the standard
-            deviation of the loss over sequences, divided by √samples.
+            deviation of the loss over sequences, divided by √samples. With ``group``, each rank draws its own for the
+            batch level too, whose loss is the mean of their estimates.
         backend: "auto", "closed_form", "closed_form_triton", "enumeration" or "enumeration_triton"; see
             :func:`mlcorr.ops.norder.select_backend`. "auto" takes Triton's kernels for tensors on CUDA and ROCm
             devices, where Triton can be imported; they read logits of any dtype and strides without a copy.

@@ -131,7 +131,10 @@ def dependency_terms(
         terms["instance"] = _instance_term(raw if kernel else exact, settings, kernel, generator)
     if "batch" in levels:
         kernel = "batch" in by_kernel
-        terms["batch"] = _batch_term(_gathered(raw if kernel else exact, settings), settings, kernel, generator)
+        draws = _draws(settings, student.device)
+        whole = _gathered(raw if kernel else exact, settings, alike=not draws)
+        loss = _batch_term(whole, settings, kernel, generator)
+        terms["batch"] = global_sum(loss, settings.group) / dist.get_world_size(settings.group) if draws else loss
     return terms
 
 
@@ -167,11 +170,18 @@ def _share_a_pass(pair: _Pair, settings: Settings) -> bool:
     )
 
 
-def _gathered(pair: _Pair, settings: Settings) -> _Pair:
+def _draws(settings: Settings, device: torch.device) -> bool:
+    """Return whether each rank may draw sequences of its own for the whole batch."""
+    return settings.group is not None and any(
+        form_of_order(settings, n, device) == "samples" for n, _ in settings.orders
+    )
+
+
+def _gathered(pair: _Pair, settings: Settings, *, alike: bool) -> _Pair:
     """Return the batch of all ranks."""
     if settings.group is None:
         return pair
-    student, teacher = (gather_rows(x, settings.group) for x in (pair.student, pair.teacher))
+    student, teacher = (gather_rows(x, settings.group, alike=alike) for x in (pair.student, pair.teacher))
     mask = None if pair.mask is None else gather_rows(pair.mask.to(torch.uint8), settings.group).bool()
     return _Pair(student, teacher, mask)
 
