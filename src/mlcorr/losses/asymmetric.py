@@ -53,7 +53,7 @@ def asymmetric_loss(
         Scalar, or (..., C) for "none"; float32, or float64 for float64 input. Nothing known gives 0.
 
     Raises:
-        TypeError: ``input`` is no floating-point tensor, or a parameter no number.
+        TypeError: ``input`` is no floating-point tensor, ``group`` no process group, or a parameter no number.
         ValueError: Shapes or devices differ, or a parameter is outside its range.
 
     Differs from the authors' code:

@@ -31,7 +31,7 @@ def binary_cross_entropy_loss(
         Scalar, or (..., C) for "none"; float32, or float64 for float64 logits. Nothing known gives 0.
 
     Raises:
-        TypeError: ``input`` is no floating-point tensor.
+        TypeError: ``input`` is no floating-point tensor, or ``group`` no process group.
         ValueError: Shapes or devices differ, or an unknown reduction.
 
     Example:

@@ -62,7 +62,7 @@ def mld_loss(
         Scalar, or (..., C) for "none"; float32, or float64 when an input is float64. No valid entry gives 0.
 
     Raises:
-        TypeError: An input is no floating-point tensor, or the mask not boolean.
+        TypeError: An input is no floating-point tensor, the mask not boolean, or ``group`` no process group.
         ValueError: Shapes or devices differ, or a parameter is outside its range.
 
     Differs from the authors' code:

@@ -89,7 +89,8 @@ def multi_order_dependency_loss(
         with a sequence of valid labels, as in an empty batch, gives 0.
 
     Raises:
-        TypeError: An input is no floating-point tensor, an order no integer, a weight no number.
+        TypeError: An input is no floating-point tensor, an order no integer, a weight no number, or ``group`` no
+            process group.
         ValueError: A value outside its range, shapes or devices that differ, or kernels on a device that has none; the
             message names the argument.
         ImportError: Kernels were asked for by name and Triton cannot be imported.

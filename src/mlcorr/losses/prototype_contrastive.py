@@ -59,7 +59,7 @@ def prototype_contrastive_loss(
 
     Raises:
         TypeError: ``z`` or ``prototypes`` is no floating-point tensor, ``targets`` no real one, ``temperature`` no
-            number.
+            number, or ``group`` no process group.
         ValueError: Shapes or devices do not fit, or a parameter is outside its range.
 
     Differs from the authors' code:

@@ -55,7 +55,8 @@ def sample_contrastive_loss(
         Scalar; float32, or float64 if ``x`` or ``keys`` is. 0 without an anchor that has a positive.
 
     Raises:
-        TypeError: ``x`` or ``keys`` is no floating-point tensor, labels are no integers, or a parameter no number.
+        TypeError: ``x`` or ``keys`` is no floating-point tensor, labels are no integers, ``group`` is no process group,
+            or a parameter no number.
         ValueError: Shapes or devices do not fit, ``keys`` without ``key_labels`` or the reverse, or a parameter is
             outside its range.
         ImportError: ``backend="streamed_triton"`` without Triton.

@@ -271,7 +271,8 @@ class SADCL(SharesGroup, WholeState):
 
         Args:
             batches: Pairs (images, target) on the model's device, or triples with ``valid``. Of a group, every rank
-                passes its own share, in any number of batches.
+                passes its own share, in any number of batches; as many as the others, where FSDP2 has the model in
+                shards.
             threshold: A positive counts whose probability is at least this, in [0, 1].
 
         Raises:

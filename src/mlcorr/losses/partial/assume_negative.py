@@ -35,7 +35,7 @@ def assume_negative_loss(
         Scalar, or (..., C) for "none"; float32, or float64 for float64 logits. An empty batch gives 0.
 
     Raises:
-        TypeError: ``input`` is no floating-point tensor, or ``label_smoothing`` no number.
+        TypeError: ``input`` is no floating-point tensor, ``label_smoothing`` no number, or ``group`` no process group.
         ValueError: Shapes or devices differ, an unknown reduction, or ``label_smoothing`` is outside [0, 1].
 
     Differs from the authors' code:

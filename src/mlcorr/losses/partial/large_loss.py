@@ -51,7 +51,7 @@ def large_loss(
         Scalar, or (..., C) for "none"; float32, or float64 for float64 logits. An empty batch gives 0.
 
     Raises:
-        TypeError: ``input`` is no floating-point tensor, or ``share`` no number.
+        TypeError: ``input`` is no floating-point tensor, ``share`` no number, or ``group`` no process group.
         ValueError: Shapes or devices differ, an unknown choice, or ``share`` is outside [0, 1].
 
     Differs from the authors' code:
@@ -105,7 +105,7 @@ def correct_large_losses(
         (..., C) of the dtype of ``target``.
 
     Raises:
-        TypeError: ``input`` is no floating-point tensor, or ``share`` no number.
+        TypeError: ``input`` is no floating-point tensor, ``share`` no number, or ``group`` no process group.
         ValueError: Shapes or devices differ, or ``share`` is outside [0, 1].
 
     Differs from the authors' code:

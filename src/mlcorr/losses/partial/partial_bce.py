@@ -48,7 +48,7 @@ def partial_bce_loss(
         Scalar, or (..., C) for "none"; float32, or float64 for float64 logits. Nothing known gives 0.
 
     Raises:
-        TypeError: ``input`` is no floating-point tensor, or a parameter no number.
+        TypeError: ``input`` is no floating-point tensor, ``group`` no process group, or a parameter no number.
         ValueError: Shapes or devices differ, or an unknown reduction.
 
     Reference:
