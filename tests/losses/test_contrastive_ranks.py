@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from mlcorr import DualContrastiveLoss
+from mlcorr.functional import sample_contrastive_loss
 from tests.ranks import run_ranks
 
 LABELS, DIM, STEPS = 3, 4, 3
@@ -147,3 +149,15 @@ def test_what_broadcast_buffers_does_to_a_bank() -> None:
     assert not same(first["False False"], second["False False"])
     assert same(first["False True"], first["False False"])
     assert not same(second["False True"], second["False False"])
+
+
+def test_a_wrong_backend_is_named_before_ranks_wait_for_each_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/rendezvous", rank=0, world_size=1)
+    try:
+        monkeypatch.setattr(dist, "all_gather", lambda *_, **__: pytest.fail("waits for others"))
+        with pytest.raises(ValueError, match=r"^backend: .*'loops'"):
+            sample_contrastive_loss(prototypes(), torch.arange(LABELS), backend="loops", group=dist.group.WORLD)
+    finally:
+        dist.destroy_process_group()

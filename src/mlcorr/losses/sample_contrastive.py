@@ -93,6 +93,7 @@ def sample_contrastive_loss(
             raise ValueError(f"keys: expected vectors of x's dimension, {x.shape[1]}, got {keys.shape[1]}")
         if keys.device != x.device:
             raise ValueError(f"keys: expected the device of x, {x.device}, got {keys.device}")
+    select_backend(backend=backend, device=x.device)  # which raises before the ranks wait for each other
     if group is not None:
         # Widened before, so that the gradients of all ranks are added in what is computed in.
         x = widen_vectors(x, compute_dtype(x) if keys is None else compute_dtype(x, keys))
