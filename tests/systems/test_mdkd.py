@@ -5,12 +5,14 @@ from __future__ import annotations
 import hypothesis.strategies as st
 import pytest
 import torch
+import torch.distributed as dist
 from hypothesis import given, settings
 from torch import Tensor
 
 from mlcorr import AsymmetricLoss, BinaryCrossEntropyLoss, MultiOrderDependencyLoss
 from mlcorr.functional import binary_cross_entropy_loss, mld_loss, multi_order_dependency_loss
 from mlcorr.systems.mdkd import MDKDObjective
+from tests.ranks import run_ranks
 
 
 def batch(rows: int = 6, labels: int = 9, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
@@ -61,6 +63,19 @@ def test_gradient_norms_are_those_of_the_terms_and_leave_no_trace(level: str) ->
     for name, term in terms.items():
         (gradient,) = torch.autograd.grad(term, student, retain_graph=True)
         torch.testing.assert_close(norms[name], gradient.norm())
+
+
+def norms_of_ranks(rank: int) -> dict[str, Tensor]:
+    own = slice(0, 2) if rank == 0 else slice(2, None)
+    student, teacher, target = (x[own] for x in batch())
+    return MDKDObjective(group=dist.group.WORLD).gradient_norms(student, teacher, target)
+
+
+def test_gradient_norms_over_ranks_are_those_of_the_whole_batch() -> None:
+    expected = MDKDObjective().gradient_norms(*batch())
+    for norms in run_ranks(norms_of_ranks, 2):
+        assert list(norms) == list(expected)
+        torch.testing.assert_close(norms, expected, rtol=1e-10, atol=0)
 
 
 def test_an_unknown_label_still_learns_from_the_teacher() -> None:

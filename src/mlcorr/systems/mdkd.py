@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from mlcorr._checks import check_mask, check_number
-from mlcorr._distributed import SharesGroup
+from mlcorr._distributed import SharesGroup, global_sum
 from mlcorr._loading import WholeState
 from mlcorr._precision import compute_dtype
 from mlcorr._targets import check_target, split_target
@@ -145,7 +145,7 @@ class MDKDObjective(SharesGroup, WholeState):
         """Return the Euclidean norm of each weighted term's gradient to the student's logits.
 
         This is what a term weighs in training; the values of losses do not tell. It has no side effect: no
-        ``.grad`` is written.
+        ``.grad`` is written. With ``group`` the logits are those of all ranks, each of which has to call.
 
         Example:
             >>> import torch
@@ -160,10 +160,15 @@ class MDKDObjective(SharesGroup, WholeState):
         with torch.enable_grad():
             leaf = student.detach().requires_grad_()
             terms = self.terms(leaf, teacher.detach(), target, mask)
-            return {
+            norms = {
                 name: torch.linalg.vector_norm(torch.autograd.grad(term, leaf, retain_graph=True)[0])
                 for name, term in terms.items()
             }
+        if self.group is None:
+            return norms
+        # A rank's gradient is that of the global value to its own logits, times the number of ranks.
+        ranks = dist.get_world_size(self.group)
+        return {name: global_sum((norm / ranks).square(), self.group).sqrt() for name, norm in norms.items()}
 
     def _shares_a_pass(self) -> bool:
         """Return whether base loss, MLD and instance level are what one pass computes together."""
