@@ -66,7 +66,7 @@ class Run:
         self.epoch, self.done = state["epoch"], state["done"]
         own, on_cuda = state["random"][dist.get_rank()]
         torch.set_rng_state(own)
-        if on_cuda is not None:
+        if on_cuda is not None and torch.cuda.is_available():
             torch.cuda.set_rng_state(on_cuda)
 
 
@@ -84,6 +84,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--checkpoint", type=Path, help="file to write, and to go on from where it is there")
     parser.add_argument("--every", type=int, default=20, help="updates between checkpoints (default: %(default)s)")
     options = parser.parse_args(arguments)
+    if options.every < 1:
+        parser.error(f"--every: expected at least 1, got {options.every}")
 
     cuda = torch.cuda.is_available()
     device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if cuda else torch.device("cpu")
