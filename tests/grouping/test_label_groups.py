@@ -42,6 +42,14 @@ def test_a_file_gives_the_same_back(data, size: int, count: int, tmp_path_factor
     json.loads(path.read_text(encoding="utf-8"), parse_constant=pytest.fail)  # strict readers know no NaN
 
 
+def test_a_file_can_be_read_by_people(tmp_path: Path) -> None:
+    path = tmp_path / "groups.json"
+    LabelGroups(torch.tensor([0, 1]), torch.tensor([1, 0]), ("Kühe", "стол"), 2, 1.5, "by hand").save(path)
+    text = path.read_text(encoding="utf-8")
+    assert '["Kühe", "стол"]' in text
+    assert text.endswith("}\n")
+
+
 def test_names_in_another_order(tmp_path: Path) -> None:
     path = tmp_path / "groups.json"
     groups().save(path)
