@@ -14,6 +14,7 @@ from torch import Tensor
 
 from mlcorr import LabelCooccurrence
 from mlcorr.grouping import affinity, normalized_cut
+from mlcorr.grouping.affinity import _canonical_order
 from mlcorr.grouping.operators import AffinityOperator
 from tests.grouping.targets import csr, real_targets
 from tests.reference import grouping as loops
@@ -147,3 +148,18 @@ with warnings.catch_warnings():
 def test_bad_input_is_named(error: type[Exception], message: str, call) -> None:
     with pytest.raises(error, match=message):
         call()
+
+
+def test_labels_are_ordered_by_their_counts_not_by_their_places() -> None:
+    """Two rings of four labels, of which only the squares of the counts differ."""
+    ring = torch.tensor([[0, 3, 0, 1], [3, 0, 1, 0], [0, 1, 0, 3], [1, 0, 3, 0]])
+    even = 2 * (ring > 0)
+    together = torch.block_diag(ring, even)
+    present = torch.full((8,), 9)
+    for seed in range(5):
+        places = torch.randperm(8, generator=torch.Generator().manual_seed(seed))
+        shuffled = together[places][:, places]
+        for table in (shuffled, shuffled.to_sparse().coalesce()):
+            order = places[_canonical_order(present, table)]
+            assert (order[:4] < 4).all()
+            assert (order[4:] >= 4).all()

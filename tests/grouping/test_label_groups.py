@@ -190,3 +190,11 @@ def test_values() -> None:
 def test_bad_input_is_named(error: type[Exception], message: str, call) -> None:
     with pytest.raises(error, match=message):
         call()
+
+
+def test_three_names_tell_which_labels_are_wrong() -> None:
+    names = [f"label {number}" for number in range(5)]
+    own = LabelGroups(torch.arange(5), torch.arange(5), names, 5)
+    with pytest.raises(ValueError, match=r"without a group: .*'no 0', 'no 1', 'no 2'.*, not asked for: ") as caught:
+        own.reorder([f"no {number}" for number in range(5)])
+    assert str(caught.value).count("'no ") == str(caught.value).count("'label ") == 3

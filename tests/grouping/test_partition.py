@@ -424,3 +424,22 @@ def test_eigenvalues_are_never_below_zero(form: str) -> None:
             assert (np.diff(values) >= 0).all()
             assert values[: len(sizes)] == pytest.approx(0, abs=1e-12)
             assert values[len(sizes) :].min() > 0.1
+
+
+def test_refinement_may_leave_one_label_alone() -> None:
+    plus = np.pad(blocks(4), (0, 1))
+    plus[4, :4] = plus[:4, 4] = 0.05
+    alone, kept = (Grouping(operators(plus, "co")[0], np.array([0, 0, 0, 1, 1]), 2) for _ in range(2))
+    alone.refine()
+    assert alone.groups.tolist() == [0, 0, 0, 0, 1]
+    kept.refine(2)
+    assert kept.sizes.min() == 2
+
+
+def test_groups_without_labels_are_worse_than_any_cut() -> None:
+    operator = operators(blocks(3, 3), "co")[0]
+    lacking, bad = Grouping(operator, np.repeat([0, 1], 3), 3), Grouping(operator, np.array([0, 1, 2, 0, 1, 2]), 3)
+    assert lacking.score == (1, 0.0)
+    assert bad.score[0] == 0
+    assert bad.cut > 1
+    assert bad.score < lacking.score

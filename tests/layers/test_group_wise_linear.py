@@ -90,7 +90,7 @@ X, W = torch.zeros(2, 5, 3), torch.zeros(5, 3)
         (TypeError, "^x: .*int64", lambda: group_wise_linear(X.long(), W)),
         (ValueError, "^x: .*at least 2 dim", lambda: group_wise_linear(torch.zeros(3), torch.zeros(3))),
         (TypeError, "^weight: .*float16", lambda: group_wise_linear(X, W.half())),
-        (ValueError, r"^weight: .*\(4, 3\)", lambda: group_wise_linear(X, torch.zeros(4, 3))),
+        (ValueError, r"^weight: .*\(C, D\) = \(5, 3\) of x.*\(4, 3\)", lambda: group_wise_linear(X, torch.zeros(4, 3))),
         (ValueError, r"^bias: .*\(3,\)", lambda: group_wise_linear(X, W, torch.zeros(3))),
     ],
 )

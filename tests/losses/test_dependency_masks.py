@@ -274,6 +274,7 @@ ZEROS = torch.zeros(3, 4)
         (TypeError, r"^mask: .*float32", lambda: multi_order_dependency_loss(ZEROS, ZEROS, ZEROS)),
         (ValueError, r"^mask: .*\(4,\)", lambda: multi_order_dependency_loss(ZEROS, ZEROS, torch.ones(4).bool())),
         (ValueError, r"^samples: .*0", lambda: MultiOrderDependencyLoss(samples=0)),
+        (ValueError, r"^samples: .*integer >= 1, got -1", lambda: MultiOrderDependencyLoss(samples=-1)),
         (TypeError, r"^samples: .*1.5", lambda: MultiOrderDependencyLoss(samples=1.5)),
         (TypeError, r"^group: .*str", lambda: MultiOrderDependencyLoss(group="world")),
         (

@@ -165,6 +165,9 @@ def test_properties(shape: tuple[int, int], level: str, seed: int) -> None:
     torch.testing.assert_close(doubled, 2 * value, **close)
     labels_scale = MultiOrderDependencyLoss(level=level, normalization="labels")(student, teacher)
     torch.testing.assert_close(labels_scale, shape[1] * value, **close)
+    if level == "instance":
+        more = MultiOrderDependencyLoss(level=level, normalization="labels")(student.unsqueeze(1), teacher.unsqueeze(1))
+        torch.testing.assert_close(more, labels_scale, **close)
 
 
 @settings(max_examples=20, deadline=None)
