@@ -80,13 +80,12 @@ def run_tests(folder: Path, names: list[str], limit: float) -> tuple[int, str]:
     return process.returncode, output[-2000:]
 
 
-def judge(mutant: Mutant, folder: Path, record: dict[str, Any], seconds: float) -> dict[str, Any]:
+def judge(mutant: Mutant, folder: Path, chosen: list[tuple[float, str]]) -> dict[str, Any]:
     """Return what became of a mutant: killed, with the test that noticed, or survived."""
     path = folder / mutant.path
     original, change = path.read_text(encoding="utf-8"), mutated(mutant)
     difference = list(unified_diff(original.splitlines(), change.splitlines(), n=0, lineterm=""))[3:]
     result: dict[str, Any] = {**mutant._asdict(), "change": difference}
-    chosen = tests_of(mutant, record, seconds)
     started = time.perf_counter()
     path.write_text(change, encoding="utf-8")
     try:
@@ -135,9 +134,11 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=60, help="of tests for a mutant (default: %(default)s)")
     parser.add_argument("--workers", type=int, default=2, help="processes at a time (default: %(default)s)")
     parser.add_argument("--again", type=Path, help="a result: judge only what survived there")
+    parser.add_argument("--tests", nargs="+", help="these, a minute each at most, in place of those that run the line")
     parser.add_argument("--output", type=Path, required=True, help="file for the result, written after each mutant")
     options = parser.parse_args()
     record = json.loads(RECORD.read_text(encoding="utf-8"))
+    named = [(START, name) for name in options.tests or ()]
     mutants, sites, everything = sample(options.number, options.seed)
     kept: list[dict[str, Any]] = []
     if options.again:
@@ -160,7 +161,7 @@ def main() -> None:
         def work(mutant: Mutant) -> dict[str, Any]:
             folder = folders.get()
             try:
-                return judge(mutant, folder, record, options.seconds)
+                return judge(mutant, folder, named or tests_of(mutant, record, options.seconds))
             finally:
                 folders.put(folder)
 
