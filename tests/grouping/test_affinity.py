@@ -39,6 +39,7 @@ def test_affinity_equals_the_loops(rows, tau: float) -> None:
     assert torch.equal(actual, actual.T)
     from_sparse = affinity(sparse.together, sparse.known, tau)
     assert from_sparse.is_sparse
+    assert from_sparse.is_coalesced()  # so that its values can be asked for
     assert torch.equal(from_sparse.to_dense(), actual)
 
 

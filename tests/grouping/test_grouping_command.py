@@ -169,6 +169,9 @@ def test_eighty_names_can_be_read() -> None:
         for ticks in (axes.get_xticklabels(), axes.get_yticklabels()):
             assert len(ticks) == 80
             assert overlaps([tick.get_window_extent(renderer) for tick in ticks]) == 0
+    groups = fitted_real("coco14").assignments
+    for axes, cut in ((figure.axes[0], groups.ncut_co), (figure.axes[3], groups.ncut_dis)):
+        assert axes.get_title(loc="left").endswith(f" {cut:.4f}")
     drawn = [text.get_text() for text in figure.axes[1].texts]
     assert sorted(drawn) == sorted(fitted_real("coco14").names)
     for text in figure.axes[1].texts:
