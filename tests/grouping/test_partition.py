@@ -11,7 +11,7 @@ import scipy.sparse
 import scipy.sparse.linalg
 import torch
 from hypothesis import given, settings
-from sklearn.cluster import SpectralClustering
+from sklearn.cluster import KMeans, SpectralClustering
 
 from mlcorr.grouping import affinity, normalized_cut
 from mlcorr.grouping.operators import AffinityOperator
@@ -443,3 +443,30 @@ def test_groups_without_labels_are_worse_than_any_cut() -> None:
     assert bad.score[0] == 0
     assert bad.cut > 1
     assert bad.score < lacking.score
+
+
+@pytest.mark.parametrize("form", ["dense", "operator"])
+def test_a_component_is_cut_where_it_falls_apart(form: str) -> None:
+    """Of several components together the largest eigenvalues count: the second of one, here, and no other."""
+    plus = blocks(12, 9, 15)
+    plus[0, 12] = plus[12, 0] = plus[3, 15] = plus[15, 3] = 0.1  # one component of two parts, and one of one part
+    for operator in operators(plus, "co"):
+        groups, cut = partition(operator, 3, restarts=3, form=form)
+        assert groups.tolist() == [0] * 12 + [1] * 9 + [2] * 15
+        assert cut == pytest.approx(0.0, abs=0.02)
+
+
+def test_k_means_starts_five_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And four times that, as candidates: the twenty of the official code."""
+    starts = []
+
+    def counted(clusters: int, *, n_init: int, random_state: int) -> KMeans:
+        starts.append(n_init)
+        return KMeans(clusters, n_init=n_init, random_state=random_state)
+
+    monkeypatch.setattr("sklearn.cluster.KMeans", counted)
+    points = np.random.default_rng(0).normal(size=(40, 2))
+    kmeans(points, 3, 0)
+    monkeypatch.setattr(sys.modules[partition.__module__], "_FEW", 39)
+    kmeans(points, 3, 0)
+    assert starts == [5, 1]

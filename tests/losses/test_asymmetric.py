@@ -236,3 +236,17 @@ def test_a_weight_of_positives_leaves_a_far_negative_alone() -> None:
     loss.backward()
     assert loss.isfinite()
     assert logits.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("positive", [True, False])
+def test_the_slope_of_every_half_precision_probability_is_finite(positive: bool) -> None:
+    """All of them: −1/p, as far as float16 has such a number, and then its largest at most."""
+    p = torch.arange(0, 0x3C01, dtype=torch.int16).view(torch.float16).requires_grad_()  # 0 to 1
+    target = torch.full_like(p, positive)
+    asymmetric_loss(p, target, gamma_pos=0.0, gamma_neg=0.0, clip=0.0, inputs="probabilities").backward()
+    assert p.grad.isfinite().all()
+    slope = -1 / p.detach().double() if positive else 1 / (1 - p.detach().double())
+    # At the ends themselves PyTorch's own binary cross-entropy has the slope 0.
+    fits = (slope.abs() < torch.finfo(torch.float16).max) & (p > 0) & (p < 1)
+    assert fits.sum() > 10_000
+    torch.testing.assert_close(p.grad[fits].double(), slope[fits], rtol=2**-10, atol=0)

@@ -23,4 +23,4 @@ def widen_probabilities(p: Tensor, dtype: torch.dtype) -> Tensor:
     if p.dtype != torch.float16:
         return p.to(dtype)
     wide = p.detach().to(dtype)
-    return widen(p, dtype, (wide < _SURE_IN_HALF) | (1 - wide < _SURE_IN_HALF))
+    return widen(p, dtype, (wide <= _SURE_IN_HALF) | (1 - wide <= _SURE_IN_HALF))
