@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import pickle
 from pathlib import Path
 
@@ -198,3 +199,12 @@ def test_three_names_tell_which_labels_are_wrong() -> None:
     with pytest.raises(ValueError, match=r"without a group: .*'no 0', 'no 1', 'no 2'.*, not asked for: ") as caught:
         own.reorder([f"no {number}" for number in range(5)])
     assert str(caught.value).count("'no ") == str(caught.value).count("'label ") == 3
+
+
+def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done, sync, replace = [], os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda file: (done.append("sync"), sync(file)))
+    monkeypatch.setattr(os, "replace", lambda *paths: (done.append("rename"), replace(*paths)))
+    groups().save(tmp_path / "groups.json")
+    assert done == ["sync", "rename"]
+    assert LabelGroups.load(tmp_path / "groups.json") == groups()
