@@ -54,6 +54,16 @@ def incomplete(names: Iterable[str], state: Mapping[str, Any], prefix: str) -> s
     return f"expected {', '.join(names)}, got {', '.join(given)} alone" if 0 < len(given) < len(names) else None
 
 
+def unfit_part(part: WholeState, state: Mapping[str, Any], prefix: str) -> list[str]:
+    """Return why a part's own entries cannot be taken over, for one that loads in its own way."""
+    reason = part._refuse(state, prefix)
+    found = [] if reason is None else [f"{prefix[:-1]}: {reason}"]
+    for name, own in part._expected(state, prefix).items():
+        if prefix + name in state:
+            found += unfit_tensor(prefix + name, state[prefix + name], own)
+    return found
+
+
 def _own(module: nn.Module) -> dict[str, Tensor | None]:
     kept = {name: x for name, x in module._buffers.items() if name not in module._non_persistent_buffers_set}
     return {name: x for name, x in {**module._parameters, **kept}.items() if x is not None}

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mlcorr._checks import FLOATING, check_choice, check_flag, check_integer, check_tensor
 from mlcorr._distributed import check_group, global_sum
-from mlcorr._loading import WholeState, unfit_tensor
+from mlcorr._loading import WholeState, unfit_part
 from mlcorr._precision import no_autocast
 from mlcorr._targets import DTYPES, UNSIGNED
 from mlcorr.grouping.pair_counts import CHUNK, DensePairs, SparsePairs, coo, pairs_of
@@ -195,11 +195,7 @@ class LabelCooccurrence(WholeState):
         """Take over all counts or none: within a module from elsewhere, nobody has looked at them before."""
         found: list[str] = []
         for path, part in ((prefix, self), (f"{prefix}together.", self.together), (f"{prefix}unknown.", self.unknown)):
-            reason = part._refuse(state_dict, path)
-            found += [] if reason is None else [f"{path[:-1]}: {reason}"]
-            for name, own in part._expected(state_dict, path).items():
-                if path + name in state_dict:
-                    found += unfit_tensor(path + name, state_dict[path + name], own)
+            found += unfit_part(part, state_dict, path)
         if found:
             args[-1].append(found[0])
             # Those of the pairs come after these, and would be taken.

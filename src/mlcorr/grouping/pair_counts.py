@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from mlcorr._distributed import gather_rows, global_sum
-from mlcorr._loading import WholeState, incomplete, unfit_tensor
+from mlcorr._loading import WholeState, incomplete, unfit_part
 
 CHUNK = 2**22  # pairs that are formed at a time
 _WAITING = 2**14  # small tensors of new pairs that may wait for merging
@@ -130,17 +130,14 @@ class SparsePairs(WholeState):
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         """Take over all pairs or none: within a module from elsewhere, nobody has looked at them before."""
-        given = {name: state_dict[prefix + name] for name in ("keys", "values") if prefix + name in state_dict}
-        own = self._expected(state_dict, prefix)
-        reason = self._refuse(state_dict, prefix)
-        found = [] if reason is None else [f"{prefix[:-1]}: {reason}"]
-        found += [each for name, x in given.items() for each in unfit_tensor(prefix + name, x, own[name])]
+        found = unfit_part(self, state_dict, prefix)
         if found:
             args[-1].extend(found)
             return
-        if given:
+        if f"{prefix}keys" in state_dict:
             self.reset()
-            self.keys, self.values = (x.clone() for x in own.values() if x is not None)
+            own = self._expected(state_dict, prefix).values()
+            self.keys, self.values = (x.clone() for x in own if x is not None)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 

@@ -202,8 +202,7 @@ class DualContrastiveLoss(SharesGroup, WholeState):
         total, anchors = sample_contrastive_terms(x, labels, keys, key_labels, self.num_labels, self.temperature)
         active = (labels >= 0).sum()
         of_labels = class_terms(z, prototypes, targets, self.prototype_temperature, self.group)
-        if self.group is not None:
-            total, anchors, active, dropped = (global_sum(own, self.group) for own in (total, anchors, active, dropped))
+        total, anchors, active, dropped = (global_sum(own, self.group) for own in (total, anchors, active, dropped))
         prototype, classes, positives = of_classes(of_labels)
         terms = {
             "sample": total / anchors.clamp(min=1),

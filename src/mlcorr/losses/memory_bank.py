@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mlcorr._loading import WholeState, incomplete, unfit_tensor
+from mlcorr._loading import WholeState, incomplete, unfit_part
 
 
 class MemoryBank(WholeState, ABC):
@@ -38,15 +38,10 @@ class MemoryBank(WholeState, ABC):
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         """Take over a whole bank of this size, or nothing of it: a pointer into another one means nothing here."""
-        errors: list[str] = args[-1]
-        before = len(errors)
-        reason = self._refuse(state_dict, prefix)
-        if reason is not None:
-            errors.append(f"{prefix[:-1]}: {reason}")
-        for name, own in self.named_buffers():
-            if prefix + name in state_dict:
-                errors += unfit_tensor(prefix + name, state_dict[prefix + name], own)
-        if len(errors) == before:
+        found = unfit_part(self, state_dict, prefix)
+        if found:
+            args[-1].extend(found)
+        else:
             super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 

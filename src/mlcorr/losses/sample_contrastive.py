@@ -93,8 +93,8 @@ def sample_contrastive_loss(
             raise ValueError(f"keys: expected vectors of x's dimension, {x.shape[1]}, got {keys.shape[1]}")
         if keys.device != x.device:
             raise ValueError(f"keys: expected the device of x, {x.device}, got {keys.device}")
-    select_backend(backend=backend, device=x.device)  # which raises before the ranks wait for each other
     if group is not None:
+        select_backend(backend=backend, device=x.device)  # which raises before the ranks wait for each other
         # Widened before, so that the gradients of all ranks are added in what is computed in.
         x = widen_vectors(x, compute_dtype(x) if keys is None else compute_dtype(x, keys))
         others, other_labels = keys_of_ranks(x, labels.long(), group)
@@ -103,9 +103,7 @@ def sample_contrastive_loss(
     total, anchors = sample_contrastive_terms(
         x, labels, keys, key_labels, num_labels, temperature, block_size=block_size, backend=backend
     )
-    if group is not None:
-        total, anchors = global_sum(total, group), global_sum(anchors, group)
-    return total / anchors.clamp(min=1)
+    return global_sum(total, group) / global_sum(anchors, group).clamp(min=1)
 
 
 def sample_contrastive_terms(

@@ -99,8 +99,9 @@ def partial_asymmetric_loss(
     if prior is not None:
         _check_prior(prior, x)
 
-    rows = global_number(math.prod(x.shape[:-1]), group, x.device) if likelihood_topk else 0
-    ignored = largest(x, unknown, min(likelihood_topk, x.shape[-1]) * rows, group if likelihood_topk else None)
+    asked = group if likelihood_topk else None  # where none is chosen, the ranks need not meet
+    rows = global_number(math.prod(x.shape[:-1]), asked, x.device)
+    ignored = largest(x, unknown, min(likelihood_topk, x.shape[-1]) * rows, asked)
     if prior is not None:
         ignored = ignored | (unknown & (prior > prior_threshold))
     x = torch.where(ignored, 0.0, x)  # what an ignored logit is, even NaN, reaches neither value nor gradient
